@@ -1,0 +1,173 @@
+"""The frozen CLIP: an open_clip model seen as an image pyramid, a dense feature map with its head, and a text encoder."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vl4ad_model import torchvision_schemas
+from vl4ad_model.errors import CheckpointError
+
+STRIDES = (4, 8, 16, 32)
+
+
+class ClipFeatures(NamedTuple):
+    """pyramid: maps at strides 4, 8, 16, 32; dense: the map (B, C, H/32, W/32) that CLIP's own head pools."""
+
+    pyramid: tuple[Tensor, Tensor, Tensor, Tensor]
+    dense: Tensor
+
+
+def build_open_clip(name: str, config: dict[str, Any] | None = None) -> nn.Module:
+    """An open_clip CLIP with random weights.
+
+    Args:
+        name: one of open_clip's model names, or any name together with `config`.
+        config: an open_clip model config (`embed_dim`, `vision_cfg`, `text_cfg`) for a model open_clip does not know.
+
+    Raises:
+        CheckpointError: open_clip knows no such model.
+    """
+    torchvision_schemas.define()
+    import open_clip
+
+    if config is None:
+        config = open_clip.get_model_config(name)
+        if config is None:
+            raise CheckpointError(f"open_clip {open_clip.__version__} knows no model '{name}': see open_clip.list_models()")
+    config = {key: value for key, value in config.items() if key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")}
+    vision = dict(config["vision_cfg"])
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False  # weights come from a checkpoint, never from a silent download
+    # Built as open_clip itself builds it, on CPU in float32.
+    return open_clip.CLIP(**{**config, "vision_cfg": vision})
+
+
+class FrozenClip(nn.Module):
+    """An open_clip model that only ever infers: always in evaluation mode, no parameter takes gradients.
+
+    Image towers: `ModifiedResNet`, and `TimmModel` around any timm convolutional network with maps at strides 4 to 32.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        visual = model.visual
+        self.kind = "resnet" if hasattr(visual, "attnpool") else "timm"
+        if self.kind == "resnet":
+            width = visual.conv3.out_channels
+            self.pyramid_channels = (width * 4, width * 8, width * 16, width * 32)
+        else:
+            self.pyramid_channels, self._feature_indices = _timm_levels(visual.trunk)
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def embed_dim(self) -> int:
+        """D, the dimension of the joint space of images and text."""
+        return int(self.model.text_projection.shape[-1])
+
+    @property
+    def is_resnet(self) -> bool:
+        """True for CLIP's own ResNets with attention pooling."""
+        return self.kind == "resnet"
+
+    def train(self, mode: bool = True) -> FrozenClip:
+        """Stay in evaluation mode whatever is asked: batch statistics of a frozen network must not move."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> ClipFeatures:
+        """Normalised images (B, 3, H, W), H and W multiples of 32, to `ClipFeatures`."""
+        visual = self.model.visual
+        if self.kind == "resnet":
+            x = visual.act1(visual.bn1(visual.conv1(images)))
+            x = visual.act2(visual.bn2(visual.conv2(x)))
+            x = visual.avgpool(visual.act3(visual.bn3(visual.conv3(x))))
+            res2 = visual.layer1(x)
+            res3 = visual.layer2(res2)
+            res4 = visual.layer3(res3)
+            res5 = visual.layer4(res4)
+            return ClipFeatures((res2, res3, res4, res5), res5)
+        trunk = visual.trunk
+        if hasattr(trunk, "stages"):  # ConvNeXt: its forward_intermediates would normalise the maps
+            x, maps = trunk.stem(images), []
+            for stage in trunk.stages:
+                x = stage(x)
+                maps.append(x)
+            return ClipFeatures(tuple(maps), trunk.norm_pre(x))
+        dense, maps = trunk.forward_intermediates(images, indices=self._feature_indices)
+        return ClipFeatures(tuple(maps), dense)
+
+    def pool(self, dense: Tensor, mask_logits: Tensor) -> tuple[Tensor, Tensor]:
+        """CLIP's embedding of what lies inside each mask.
+
+        Args:
+            dense: (B, C, h, w), `ClipFeatures.dense`.
+            mask_logits: (B, N, H', W'); resized to h x w (bilinear), inside where > 0.
+
+        Returns:
+            embeddings (B, N, D), not normalised, and valid (B, N) bool: False where no cell is inside.
+        """
+        masks = F.interpolate(mask_logits, size=dense.shape[-2:], mode="bilinear", align_corners=False)
+        inside = (masks > 0).flatten(2).to(dense.dtype)  # (B, N, h * w)
+        area = inside.sum(-1, keepdim=True)
+        valid = area[..., 0] > 0
+        if self.kind == "resnet":
+            return self._attention_pool(dense, inside), valid
+        pooled = torch.bmm(inside, dense.flatten(2).transpose(1, 2)) / (area + 1e-8)
+        batch, count, channels = pooled.shape
+        visual = self.model.visual
+        embeddings = visual.head(visual.trunk.forward_head(pooled.reshape(batch * count, channels, 1, 1)))
+        return embeddings.view(batch, count, -1), valid
+
+    def _attention_pool(self, dense: Tensor, inside: Tensor) -> Tensor:
+        """CLIP's attention pooling restricted to each mask.
+
+        The query (mean feature plus its position) is the same for all masks, so attention is one row of scores per head and
+        each mask takes a weighted mean of the values with the weights that lie inside it.
+        """
+        pool = self.model.visual.attnpool
+        batch, channels, height, width = dense.shape
+        heads = pool.num_heads
+        embedding = pool.positional_embedding.to(dense.dtype)
+        side = int(round((embedding.shape[0] - 1) ** 0.5))
+        grid = embedding[1:].T.reshape(1, channels, side, side)
+        grid = F.interpolate(grid, size=(height, width), mode="bilinear", align_corners=False)
+        tokens = dense.flatten(2).transpose(1, 2)  # (B, L, C)
+        placed = tokens + grid.flatten(2).transpose(1, 2)
+        query = tokens.mean(dim=1, keepdim=True) + embedding[:1]
+        depth = channels // heads
+
+        def split(x: Tensor) -> Tensor:
+            return x.view(batch, -1, heads, depth).transpose(1, 2)  # (B, heads, L, depth)
+
+        scores = split(pool.q_proj(query)) @ split(pool.k_proj(placed)).transpose(2, 3) * depth**-0.5  # (B, heads, 1, L)
+        weights = (scores - scores.amax(dim=-1, keepdim=True)).exp()
+        masked = inside[:, None] * weights  # (B, heads, N, L)
+        total = masked.sum(-1, keepdim=True).clamp_min(torch.finfo(dense.dtype).tiny)
+        pooled = (masked @ split(pool.v_proj(placed))) / total
+        return pool.c_proj(pooled.transpose(1, 2).flatten(2))
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """Token ids (L, context) to text embeddings (L, D), not normalised."""
+        return self.model.encode_text(tokens)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """CLIP's own logit scale (logarithm), used by the out-of-vocabulary branch."""
+        return self.model.logit_scale
+
+
+def _timm_levels(trunk: nn.Module) -> tuple[tuple[int, int, int, int], list[int]]:
+    """Channels at strides 4, 8, 16, 32 of a timm network and which of its features they are."""
+    info = trunk.feature_info
+    entries = info.info if hasattr(info, "info") else info
+    by_stride = {entry["reduction"]: (entry["num_chs"], index) for index, entry in enumerate(entries)}
+    missing = [stride for stride in STRIDES if stride not in by_stride]
+    if missing:
+        raise CheckpointError(f"image tower {type(trunk).__name__} has no feature map at stride {missing[0]}")
+    levels = [by_stride[stride] for stride in STRIDES]
+    return tuple(channels for channels, _ in levels), [index for _, index in levels]  # type: ignore[return-value]

@@ -1,0 +1,159 @@
+"""FC-CLIP: one frozen convolutional CLIP that both proposes masks and names them (Yu et al., NeurIPS 2023)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vl4ad_model.errors import CheckpointError
+from vl4ad_model.network.clip import FrozenClip, build_open_clip
+from vl4ad_model.network.mask_decoder import MaskDecoder, QueryMasks
+from vl4ad_model.network.pixel_decoder import PixelDecoder
+from vl4ad_model.network.proposals import MaskProposals
+
+SIZE_MULTIPLE = 32
+OPENAI_MEAN = (122.7709383, 116.7460125, 104.09373615)
+OPENAI_STD = (68.5005327, 66.6321579, 70.32316305)
+
+
+@dataclass(frozen=True)
+class FCCLIPConfig:
+    """Everything that shapes an FC-CLIP network.
+
+    Attributes:
+        clip_model: open_clip model name.
+        clip_config: an open_clip model config where `clip_model` is not one of open_clip's own.
+        pixel_mean, pixel_std: RGB, in grey levels 0..255.
+        channels: width of pixel and mask decoder.
+        class_hidden: hidden width of the class embedding; 0 = `channels`.
+        classifier: what the checkpoint was made for: in_vocabulary, out_of_vocabulary or ensemble.
+        alpha, beta: weight of the out-of-vocabulary branch for names seen and unseen in training.
+        training_concepts: the words the decoder was trained with; decides between alpha and beta.
+        network_size: (height, width) the model works at by default; None = the image's own size.
+    """
+
+    clip_model: str
+    clip_config: dict[str, Any] | None = None
+    pixel_mean: tuple[float, float, float] = OPENAI_MEAN
+    pixel_std: tuple[float, float, float] = OPENAI_STD
+    channels: int = 256
+    norm_groups: int = 32
+    depthwise_fpn: bool = False
+    encoder_layers: int = 6
+    encoder_heads: int = 8
+    encoder_points: int = 4
+    encoder_feedforward: int = 1024
+    queries: int = 250
+    decoder_layers: int = 9
+    decoder_heads: int = 8
+    decoder_feedforward: int = 2048
+    class_hidden: int = 0
+    classifier: str = "ensemble"
+    alpha: float = 0.4
+    beta: float = 0.8
+    training_concepts: tuple[str, ...] = ()
+    network_size: tuple[int, int] | None = None
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> FCCLIPConfig:
+        """From JSON values.
+
+        Raises:
+            CheckpointError: an entry is unknown or `clip_model` is missing.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise CheckpointError(f"config.json has unknown entries: {', '.join(unknown)}")
+        if "clip_model" not in values:
+            raise CheckpointError("config.json names no clip_model")
+        frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**frozen)
+
+    def to_json(self) -> str:
+        """Stable JSON text, readable and usable as part of a cache key."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+
+
+class FCCLIP(nn.Module):
+    """The network: images to `MaskProposals`. Text is encoded by its CLIP but enters only in scoring."""
+
+    def __init__(self, config: FCCLIPConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.clip = FrozenClip(build_open_clip(config.clip_model, config.clip_config))
+        self.pixel_decoder = PixelDecoder(
+            self.clip.pyramid_channels,
+            config.channels,
+            layers=config.encoder_layers,
+            heads=config.encoder_heads,
+            points=config.encoder_points,
+            feedforward=config.encoder_feedforward,
+            norm_groups=config.norm_groups,
+            depthwise_fpn=config.depthwise_fpn,
+        )
+        self.mask_decoder = MaskDecoder(
+            config.channels,
+            self.clip.embed_dim,
+            queries=config.queries,
+            layers=config.decoder_layers,
+            heads=config.decoder_heads,
+            feedforward=config.decoder_feedforward,
+            class_hidden=config.class_hidden or config.channels,
+        )
+        self.void_embedding = nn.Embedding(1, self.clip.embed_dim)
+        self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(config.pixel_std).view(3, 1, 1), persistent=False)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """uint8 or float RGB (B, 3, H, W) in 0..255 to normalised float, zero-padded at bottom and right to multiples of 32."""
+        dtype = self.pixel_mean.dtype
+        normalized = (images.to(dtype) - self.pixel_mean) / self.pixel_std
+        height, width = images.shape[-2:]
+        pad_bottom, pad_right = -height % SIZE_MULTIPLE, -width % SIZE_MULTIPLE
+        return F.pad(normalized, (0, pad_right, 0, pad_bottom)) if pad_bottom or pad_right else normalized
+
+    def decode(self, normalized: Tensor, *, every_head: bool = False) -> tuple[list[QueryMasks], Tensor]:
+        """Normalised, padded images to the mask decoder's heads and CLIP's dense map. What training differentiates."""
+        with torch.no_grad():
+            features = self.clip(normalized)
+        return self.mask_decoder(self.pixel_decoder(features.pyramid), every_head=every_head), features.dense
+
+    def proposal_tensors(self, normalized: Tensor, *, pooled: bool = True) -> tuple[Tensor, ...]:
+        """Normalised, padded images to (mask_logits, query_embeddings[, pooled_embeddings, pooled_valid]): what is exported."""
+        heads, dense = self.decode(normalized)
+        mask_logits, query_embeddings = heads[-1]
+        if not pooled:
+            return mask_logits, query_embeddings
+        pooled_embeddings, valid = self.clip.pool(dense, mask_logits)
+        return mask_logits, query_embeddings, pooled_embeddings, valid
+
+    def forward(self, images: Tensor, *, pooled: bool = True, image_size: tuple[int, int] | None = None) -> MaskProposals:
+        """Propose masks.
+
+        Args:
+            images: (B, 3, H, W) RGB in 0..255, uint8 or float.
+            pooled: also compute the out-of-vocabulary branch.
+            image_size: (height, width) of the part that is image, where the caller has padded already.
+
+        Returns:
+            `MaskProposals` of the batch.
+        """
+        normalized = self.normalize(images)
+        tensors = self.proposal_tensors(normalized, pooled=pooled)
+        height, width = image_size or (int(images.shape[-2]), int(images.shape[-1]))
+        return MaskProposals(
+            mask_logits=tensors[0],
+            query_embeddings=tensors[1],
+            pooled_embeddings=tensors[2] if pooled else None,
+            # FC-CLIP ignores empty masks for ResNet towers only; for the others the pooled zero vector goes through the head.
+            pooled_valid=tensors[3] if pooled and self.clip.is_resnet else None,
+            image_size=(height, width),
+            padded_size=(int(normalized.shape[-2]), int(normalized.shape[-1])),
+        )

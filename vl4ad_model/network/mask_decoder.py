@@ -1,0 +1,195 @@
+"""The mask decoder of FC-CLIP: learned queries look at the image and become masks with embeddings.
+
+Against the public implementation three kinds of work are left out, none of which changes the result: class embeddings of
+all prediction heads but the last; full-resolution masks where only an attention mask is wanted (a mask is linear in the
+mask features, so resizing the features once per level replaces resizing N masks per layer); index lists for fully
+blocked rows (`where` instead, which also exports).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vl4ad_model.network.pixel_decoder import PixelFeatures
+from vl4ad_model.network.position import sine_position_embedding
+
+
+class QueryMasks(NamedTuple):
+    """What a prediction head says: mask_logits (B, N, h, w) and query_embeddings (B, N, D)."""
+
+    mask_logits: Tensor
+    query_embeddings: Tensor
+
+
+class MLP(nn.Module):
+    """Linear layers with ReLU between them."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, layers: int) -> None:
+        super().__init__()
+        widths = [inputs] + [hidden] * (layers - 1) + [outputs]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+class Attention(nn.MultiheadAttention):
+    """Multi-head attention with torch's parameter layout, batch first, and a mask shared by all heads."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__(channels, heads, batch_first=True)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """(B, N, C) queries, (B, L, C) keys and values, `allowed` (B, N, L) bool: True where a query may look."""
+        channels, heads = self.embed_dim, self.num_heads
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+
+        def project(x: Tensor, part: int) -> Tensor:
+            rows = slice(part * channels, (part + 1) * channels)
+            y = F.linear(x, weight[rows], bias[rows])
+            return y.view(y.shape[0], y.shape[1], heads, channels // heads).transpose(1, 2)
+
+        mask = None if allowed is None else allowed[:, None]
+        y = F.scaled_dot_product_attention(project(query, 0), project(key, 1), project(value, 2), attn_mask=mask)
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+
+class CrossAttentionLayer(nn.Module):
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.multihead_attn = Attention(channels, heads)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, queries: Tensor, query_position: Tensor, memory: Tensor, key: Tensor, allowed: Tensor) -> Tensor:
+        return self.norm(queries + self.multihead_attn(queries + query_position, key, memory, allowed))
+
+
+class SelfAttentionLayer(nn.Module):
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.self_attn = Attention(channels, heads)
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, queries: Tensor, query_position: Tensor) -> Tensor:
+        placed = queries + query_position
+        return self.norm(queries + self.self_attn(placed, placed, queries))
+
+
+class FeedForwardLayer(nn.Module):
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(channels, hidden)
+        self.linear2 = nn.Linear(hidden, channels)
+        self.norm = nn.LayerNorm(channels)
+        for linear in (self.linear1, self.linear2):
+            nn.init.xavier_uniform_(linear.weight)
+
+    def forward(self, queries: Tensor) -> Tensor:
+        return self.norm(queries + self.linear2(F.relu(self.linear1(queries))))
+
+
+def pool_over_masks(features: Tensor, mask_logits: Tensor) -> Tensor:
+    """Mean of `features` (B, C, h, w) where each of the `mask_logits` (B, N, h, w) is positive: (B, N, C); 0 if nowhere."""
+    inside = (mask_logits.detach() > 0).to(features.dtype).flatten(2)
+    area = inside.sum(-1, keepdim=True) + 1e-8
+    return torch.bmm(inside, features.flatten(2).transpose(1, 2)) / area
+
+
+class MaskDecoder(nn.Module):
+    """Masked-attention transformer decoder (Mask2Former) with FC-CLIP's class embedding.
+
+    Args:
+        channels: width of queries and feature maps.
+        embed_dim: D, the dimension of CLIP's joint space.
+        layers: decoder layers; layer i looks at level i modulo 3.
+    """
+
+    def __init__(
+        self, channels: int, embed_dim: int, *, queries: int, layers: int, heads: int, feedforward: int, class_hidden: int
+    ) -> None:
+        super().__init__()
+        self.num_layers = layers
+        self.transformer_self_attention_layers = nn.ModuleList(SelfAttentionLayer(channels, heads) for _ in range(layers))
+        self.transformer_cross_attention_layers = nn.ModuleList(
+            CrossAttentionLayer(channels, heads) for _ in range(layers)
+        )
+        self.transformer_ffn_layers = nn.ModuleList(FeedForwardLayer(channels, feedforward) for _ in range(layers))
+        self.decoder_norm = nn.LayerNorm(channels)
+        self.query_feat = nn.Embedding(queries, channels)
+        self.query_embed = nn.Embedding(queries, channels)
+        self.level_embed = nn.Embedding(3, channels)
+        self.mask_embed = MLP(channels, channels, channels, 3)
+        self._mask_pooling_proj = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels))
+        self.class_embed = MLP(channels, class_hidden, embed_dim, 3)
+        # ln(1 / 0.07), CLIP's start; lives here because the released checkpoints keep it here.
+        self.logit_scale = nn.Parameter(torch.tensor(2.6593))
+
+    def embed_queries(self, decoded: Tensor, mask_features: Tensor, mask_logits: Tensor) -> Tensor:
+        """The class embedding of a query: what it has become, and the mean of the mask features inside its mask.
+
+        Args:
+            decoded: (B, N, C), after `decoder_norm`.
+            mask_features: (B, C, h, w).
+            mask_logits: (B, N, h, w).
+
+        Returns:
+            (B, N, D), not normalised.
+        """
+        pooled = self._mask_pooling_proj(pool_over_masks(mask_features, mask_logits))
+        return self.class_embed(pooled + decoded)
+
+    def forward(self, features: PixelFeatures, *, every_head: bool = False) -> list[QueryMasks]:
+        """Decode.
+
+        Args:
+            features: what the pixel decoder made.
+            every_head: also return the predictions before the first and after every layer but the last, which only
+                training with deep supervision wants.
+
+        Returns:
+            The last head's `QueryMasks`, or those of all heads in order.
+        """
+        mask_features = features.mask_features
+        batch, channels = mask_features.shape[:2]
+        memories, keys, small_features = [], [], []
+        for index, level in enumerate(features.levels):
+            height, width = int(level.shape[-2]), int(level.shape[-1])
+            position = sine_position_embedding(height, width, channels, device=level.device).to(level.dtype)
+            memory = level.flatten(2).transpose(1, 2) + self.level_embed.weight[index]
+            memories.append(memory)
+            keys.append(memory + position.flatten(1).T)
+            small = F.interpolate(mask_features, size=(height, width), mode="bilinear", align_corners=False)
+            small_features.append(small.flatten(2))
+        query_position = self.query_embed.weight[None]
+        queries = self.query_feat.weight[None].expand(batch, -1, -1)
+
+        heads: list[QueryMasks] = []
+        for layer in range(self.num_layers + 1):
+            decoded = self.decoder_norm(queries)
+            mask_embedding = self.mask_embed(decoded)
+            last = layer == self.num_layers
+            if last or every_head:
+                mask_logits = torch.bmm(mask_embedding, mask_features.flatten(2)).view(
+                    batch, -1, mask_features.shape[-2], mask_features.shape[-1]
+                )
+                heads.append(QueryMasks(mask_logits, self.embed_queries(decoded, mask_features, mask_logits)))
+            if last:
+                break
+            level_index = layer % len(memories)
+            with torch.no_grad():
+                # sigmoid(x) < 0.5 blocks; a query that is blocked everywhere may look everywhere.
+                allowed = torch.bmm(mask_embedding, small_features[level_index]) >= 0
+                allowed = allowed | ~allowed.any(dim=-1, keepdim=True)
+            queries = self.transformer_cross_attention_layers[layer](
+                queries, query_position, memories[level_index], keys[level_index], allowed
+            )
+            queries = self.transformer_self_attention_layers[layer](queries, query_position)
+            queries = self.transformer_ffn_layers[layer](queries)
+        return heads

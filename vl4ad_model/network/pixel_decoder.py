@@ -1,0 +1,108 @@
+"""The pixel decoder of FC-CLIP: CLIP's pyramid in, per-pixel mask features and three refined levels out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vl4ad_model.network.deformable import DeformableEncoderLayer
+from vl4ad_model.network.position import reference_points, sine_position_embedding
+
+
+class PixelFeatures(NamedTuple):
+    """mask_features (B, C, H/4, W/4); levels: three maps (B, C, h, w) at strides 32, 16, 8, in that order."""
+
+    mask_features: Tensor
+    levels: list[Tensor]
+
+
+class ConvNorm(nn.Conv2d):
+    """A convolution with a group norm as its child `norm`, the key layout that detectron2's checkpoints use."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, norm_groups: int, *, groups: int = 1) -> None:
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False)
+        self.norm = nn.GroupNorm(norm_groups, outputs)
+        nn.init.kaiming_uniform_(self.weight, a=1)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.norm(super().forward(input))
+
+
+class DeformableEncoder(nn.Module):
+    """A stack of deformable layers over the tokens of all levels."""
+
+    def __init__(self, channels: int, layers: int, levels: int, heads: int, points: int, feedforward: int) -> None:
+        super().__init__()
+        self.level_embed = nn.Parameter(torch.randn(levels, channels))
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(
+            DeformableEncoderLayer(channels, levels, heads, points, feedforward) for _ in range(layers)
+        )
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        sizes = [(int(m.shape[-2]), int(m.shape[-1])) for m in maps]
+        tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], dim=1)
+        channels = tokens.shape[-1]
+        position = torch.cat(
+            [
+                sine_position_embedding(h, w, channels, device=tokens.device).flatten(1).T + self.level_embed[level]
+                for level, (h, w) in enumerate(sizes)
+            ]
+        ).to(tokens.dtype)
+        points = reference_points(sizes, device=tokens.device).to(tokens.dtype)
+        for layer in self.encoder.layers:
+            tokens = layer(tokens, position, points, sizes)
+        parts = tokens.split([h * w for h, w in sizes], dim=1)
+        return [
+            part.transpose(1, 2).reshape(-1, channels, h, w) for part, (h, w) in zip(parts, sizes, strict=True)
+        ]
+
+
+class PixelDecoder(nn.Module):
+    """Deformable attention over strides 32, 16 and 8, then one FPN step (bilinear) to stride 4.
+
+    Args:
+        in_channels: channels of the pyramid at strides 4, 8, 16, 32.
+        channels: width of all feature maps.
+        depthwise_fpn: use a depthwise 3x3 convolution at stride 4. FC-CLIP's full one is as much work as the whole image
+            tower of the tiny model.
+    """
+
+    def __init__(
+        self,
+        in_channels: tuple[int, int, int, int],
+        channels: int,
+        *,
+        layers: int,
+        heads: int,
+        points: int,
+        feedforward: int,
+        norm_groups: int = 32,
+        depthwise_fpn: bool = False,
+    ) -> None:
+        super().__init__()
+        self.input_proj = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(inputs, channels, kernel_size=1), nn.GroupNorm(norm_groups, channels))
+            for inputs in in_channels[:0:-1]
+        )
+        for projection in self.input_proj:
+            nn.init.xavier_uniform_(projection[0].weight)
+            nn.init.zeros_(projection[0].bias)
+        self.transformer = DeformableEncoder(channels, layers, 3, heads, points, feedforward)
+        self.adapter_1 = ConvNorm(in_channels[0], channels, 1, norm_groups)
+        self.layer_1 = ConvNorm(channels, channels, 3, norm_groups, groups=channels if depthwise_fpn else 1)
+        self.mask_features = nn.Conv2d(channels, channels, kernel_size=1)
+        nn.init.kaiming_uniform_(self.mask_features.weight, a=1)
+        nn.init.zeros_(self.mask_features.bias)
+
+    def forward(self, pyramid: tuple[Tensor, Tensor, Tensor, Tensor]) -> PixelFeatures:
+        """Pyramid maps at strides 4, 8, 16, 32 to `PixelFeatures`."""
+        res2, res3, res4, res5 = pyramid
+        maps = [project(m) for project, m in zip(self.input_proj, (res5, res4, res3), strict=True)]
+        levels = self.transformer(maps)
+        lateral = self.adapter_1(res2)
+        fine = lateral + F.interpolate(levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+        return PixelFeatures(self.mask_features(F.relu(self.layer_1(fine))), levels)

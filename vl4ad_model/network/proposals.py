@@ -1,0 +1,44 @@
+"""What the network says about an image before any word is spoken: masks and embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class MaskProposals:
+    """Mask proposals of a batch of images. They do not depend on any vocabulary; text enters only in scoring.
+
+    Attributes:
+        mask_logits: (B, N, h, w) float; h x w is `padded_size` / 4.
+        query_embeddings: (B, N, D) float, not normalised; compared with text by cosine (the in-vocabulary branch).
+        pooled_embeddings: (B, N, D) float, CLIP's own dense features pooled over each mask and passed through CLIP's head
+            (the out-of-vocabulary branch), not normalised; None where the branch was not asked for.
+        pooled_valid: (B, N) bool, False where a query's mask is empty, so that its pooled embedding means nothing;
+            None where the checkpoint does not make that distinction (FC-CLIP does so for ResNet towers only).
+        image_size: (H, W) of the network input without padding, in pixels.
+        padded_size: (H, W) of the network input, multiples of 32, in pixels.
+    """
+
+    mask_logits: Tensor
+    query_embeddings: Tensor
+    pooled_embeddings: Tensor | None
+    pooled_valid: Tensor | None
+    image_size: tuple[int, int]
+    padded_size: tuple[int, int]
+
+    def image(self, index: int) -> MaskProposals:
+        """The proposals of one image of the batch, as a batch of one (views, no copy)."""
+        part = slice(index, index + 1)
+        return MaskProposals(
+            self.mask_logits[part],
+            self.query_embeddings[part],
+            None if self.pooled_embeddings is None else self.pooled_embeddings[part],
+            None if self.pooled_valid is None else self.pooled_valid[part],
+            self.image_size,
+            self.padded_size,
+        )

@@ -1,0 +1,218 @@
+"""The `vl4ad` command. Each sub-command's module is imported only when that sub-command is used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vl4ad_model.errors import Vl4adError
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+# name -> (module, attribute, one line of help). The attribute is a typer app or a function.
+LAZY: dict[str, tuple[str, str, str]] = {
+    "evaluate": ("vl4ad_model.evaluation.commands", "evaluate_app", "Benchmark metrics on score maps, images or bags."),
+    "calibrate": ("vl4ad_model.evaluation.commands", "calibrate", "The anomaly threshold for a wanted false-alarm rate."),
+    "prompts": ("vl4ad_model.evaluation.commands", "prompts_app", "Check hazard prompts against ordinary driving."),
+    "export": ("vl4ad_model.engines.commands", "export", "Compile a model for ONNX Runtime, OpenVINO or TensorRT."),
+    "engines": ("vl4ad_model.engines.commands", "engines_app", "Look at and clean the cache of compiled engines."),
+    "train": ("vl4ad_model.training.commands", "train", "Train or fine-tune a mask decoder."),
+    "scenes": ("vl4ad_model.scenes.commands", "app", "Render road scenes and bags with exact labels."),
+}
+BENCHMARKS: dict[str, tuple[str, str, str]] = {
+    "network": ("vl4ad_model.benchmark", "benchmark_network", "Time and memory of every stage of a model."),
+    "metrics": ("vl4ad_model.evaluation.commands", "benchmark_metrics", "Speed of the anomaly metrics."),
+    "engines": ("vl4ad_model.engines.commands", "benchmark_engines", "Every engine that works here, side by side."),
+    "node": ("vl4ad_ros.benchmark_node", "benchmark_node", "What the ROS node adds to the network's time."),
+}
+
+
+def build_app(arguments: list[str]) -> typer.Typer:
+    """The command tree: real where `arguments` point, a line of help elsewhere."""
+    words = [word for word in arguments if not word.startswith("-")]
+    first, second = (words + ["", ""])[:2]
+    app = typer.Typer(
+        help="VL4AD: segment every pixel, score how anomalous it is, and name new hazards in words.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.command("segment")(segment)
+    app.add_typer(models_app, name="models", help="List, fetch and verify models.")
+    for name, entry in LAZY.items():
+        _add(app, name, entry, wanted=name == first)
+    benchmark = typer.Typer(no_args_is_help=True)
+    for name, entry in BENCHMARKS.items():
+        _add(benchmark, name, entry, wanted=first == "benchmark" and name == second)
+    app.add_typer(benchmark, name="benchmark", help="Measure speed and memory on this machine.")
+    return app
+
+
+def _add(app: typer.Typer, name: str, entry: tuple[str, str, str], *, wanted: bool) -> None:
+    module, attribute, line = entry
+    if not wanted:
+        app.command(name, help=line)(lambda: None)
+        return
+    target: Any = getattr(importlib.import_module(module), attribute)
+    if isinstance(target, typer.Typer):
+        app.add_typer(target, name=name, help=line)
+    else:
+        app.command(name)(target)
+
+
+Images = Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)]
+Model = Annotated[str, typer.Option(help="tiny, fcclip-r50, fcclip-convnext-large, or a folder.")]
+Hazards = Annotated[
+    list[str] | None, typer.Option("--hazard", help="A hazard in words, alternatives joined by '|'; repeat for more.")
+]
+
+
+def segment(
+    images: Images,
+    model: Model = "tiny",
+    hazard: Hazards = None,
+    vocabulary: Annotated[Path | None, typer.Option(help="YAML file with the known classes.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("vl4ad_out"),
+    classifier: Annotated[str | None, typer.Option(help="in_vocabulary, out_of_vocabulary or ensemble.")] = None,
+    merge: Annotated[bool, typer.Option(help="Score classes of one superclass as one.")] = True,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, torch, onnx, openvino or tensorrt.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    offline: Annotated[bool, typer.Option(help="Never download.")] = False,
+) -> None:
+    """Segment images: a label PNG, a score .npy and an overlay for each."""
+    from rich.console import Console
+
+    from vl4ad_model import image_files, visualization
+    from vl4ad_model.segmenter import Segmenter
+
+    # Every image is read before anything is written, so that a bad name among many leaves no half-done folder.
+    pictures = [(path, image_files.read_rgb(path)) for path in images]
+    segmenter = Segmenter.load(
+        model,
+        device=device,
+        engine=engine,
+        precision=precision,
+        vocabulary=vocabulary,
+        classifier=classifier,
+        merge_classes=merge,
+        offline=offline,
+    )
+    if hazard:
+        segmenter.vocabulary = segmenter.vocabulary.with_hazards(hazard)
+    console = Console(stderr=True)
+    console.print(f"{segmenter.notice} [dim]({segmenter.engine_name}: {segmenter.engine_reason})[/dim]", highlight=False)
+    for path, rgb in pictures:
+        result = segmenter.segment(rgb)
+        stem = out / path.stem
+        image_files.write_labels(stem.with_name(f"{path.stem}_labels.png"), result.labels)
+        image_files.write_scores(stem.with_name(f"{path.stem}_anomaly.npy"), result.anomaly)
+        image_files.write_rgb(stem.with_name(f"{path.stem}_overlay.png"), visualization.overlay(rgb, result))
+        named = result.vocabulary.names
+        ids, counts = _frequent(result.labels)
+        shares = ", ".join(f"{named[i]} {count / result.labels.size:.0%}" for i, count in zip(ids, counts, strict=True))
+        print(f"{path}: {shares}; anomaly max {result.anomaly.max():.2f}, mean {result.anomaly.mean():.2f}")
+    print(f"wrote labels, scores and overlays to {out}")
+
+
+def _frequent(labels) -> tuple[list[int], list[int]]:
+    import numpy as np
+
+    counts = np.bincount(labels.ravel(), minlength=256)[:255]
+    order = [int(i) for i in np.argsort(-counts)[:4] if counts[i]]
+    return order, [int(counts[i]) for i in order]
+
+
+models_app = typer.Typer(no_args_is_help=True)
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """The models by name, what they are, and whether their files are here."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from vl4ad_model.registry import MODELS, cache_folder
+
+    table = Table("model", "here", "what it is", "licence")
+    for info in MODELS.values():
+        folder = info.folder or cache_folder() / info.name
+        has_decoder = any((folder / name).is_file() for name in info.decoder_names)
+        here = has_decoder and (folder / "clip.safetensors").is_file()
+        table.add_row(info.name, "yes" if here else "no", info.summary, info.licence)
+    Console().print(table)
+
+
+@models_app.command("fetch")
+def models_fetch(
+    names: Annotated[list[str], typer.Argument(help="Model names.")],
+    offline: Annotated[bool, typer.Option(help="Never download; only say what is missing.")] = False,
+) -> None:
+    """Download models into the cache; broken downloads resume, every file's sha256 is checked."""
+    from vl4ad_model import registry
+
+    for name in names:
+        print(f"{name}: {registry.fetch(_info(name), offline=offline)}")
+
+
+@models_app.command("verify")
+def models_verify(
+    names: Annotated[list[str] | None, typer.Argument(help="Model names or folders; all that are here if none.")] = None,
+) -> None:
+    """Check the sha256 of every file of the models that are on this machine, and that the weights fit the network."""
+    from vl4ad_model import registry
+
+    chosen = names or [
+        name
+        for name, info in registry.MODELS.items()
+        if (info.folder or registry.cache_folder() / info.name).joinpath("clip.safetensors").is_file()
+    ]
+    for name in chosen:
+        files = registry.locate(name, offline=True)
+        registry.build_network(files)
+        folder = (files.decoder or files.clip or Path()).parent
+        print(f"{name}: {len(registry.verify_folder(folder))} checksums and all tensors are right")
+
+
+def _info(name: str):
+    from vl4ad_model.errors import ModelNotFoundError
+    from vl4ad_model.registry import MODELS
+
+    if name not in MODELS:
+        raise ModelNotFoundError(f"no model '{name}': known are {', '.join(MODELS)}")
+    return MODELS[name]
+
+
+def run(action: Callable[[], Any]) -> int:
+    """Run a command; a user's mistake becomes one line on standard error and status 2, Ctrl-C status 130."""
+    try:
+        action()
+    except Vl4adError as error:
+        print(f"vl4ad: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("vl4ad: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return 0
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+    except ModuleNotFoundError as error:
+        print(f"vl4ad: the package '{error.name}' is not installed: see 'Installing' in README.md", file=sys.stderr)
+        return USER_ERROR
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `vl4ad` script."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    sys.exit(run(lambda: build_app(arguments)(arguments)))
+
+
+if __name__ == "__main__":
+    main()

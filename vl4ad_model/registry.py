@@ -1,0 +1,302 @@
+"""Model names to files: embedded in this package, downloaded with a checksum, or a folder of the user's."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vl4ad_model.errors import CheckpointError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
+
+CHECKSUMS = "SHA256SUMS"
+_EMBEDDED = Path(__file__).parent / "models"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """One entry of the registry.
+
+    Attributes:
+        name: what `--model` takes.
+        summary: one line for people.
+        licence: of the weights, in words.
+        folder: where the embedded model lies; None for models that are fetched.
+        config: network configuration of a fetched model (see `FCCLIPConfig`).
+        clip_pretrained: open_clip's (model, tag) whose image and text towers belong to it.
+        decoder_repository, decoder_file: where the hub has the decoder; empty where there is none to download.
+        decoder_names: file names that are accepted in the model's folder, in this order.
+        by_hand: what to do where no download is possible.
+    """
+
+    name: str
+    summary: str
+    licence: str
+    folder: Path | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    clip_pretrained: tuple[str, str] | None = None
+    decoder_repository: str = ""
+    decoder_file: str = ""
+    decoder_names: tuple[str, ...] = ("decoder.safetensors",)
+    by_hand: str = ""
+
+
+# FC-CLIP ignores the out-of-vocabulary branch of empty masks for ResNets; FCCLIP derives that from the tower.
+MODELS: dict[str, ModelInfo] = {
+    info.name: info
+    for info in (
+        ModelInfo(
+            name="tiny",
+            summary="embedded, real time on a laptop CPU; trained on rendered scenes, for demonstration and tests",
+            licence="Apache-2.0 (see NOTICE for the sources of its weights)",
+            folder=_EMBEDDED / "tiny",
+        ),
+        ModelInfo(
+            name="fcclip-r50",
+            summary="FC-CLIP, ResNet-50 CLIP, trained on COCO panoptic; 0.5 GB",
+            licence="decoder Apache-2.0 (bytedance/fc-clip), CLIP MIT (OpenAI)",
+            # The quick-GELU variant is the one OpenAI trained; the plain name would bend every text embedding.
+            config={"clip_model": "RN50-quickgelu"},
+            clip_pretrained=("RN50-quickgelu", "openai"),
+            decoder_names=("decoder.safetensors", "fcclip_cocopan_r50.pth"),
+            by_hand="download the ResNet50 checkpoint from the model zoo of github.com/bytedance/fc-clip and save it as "
+            "{folder}/fcclip_cocopan_r50.pth",
+        ),
+        ModelInfo(
+            name="fcclip-convnext-large",
+            summary="FC-CLIP, ConvNeXt-Large CLIP, trained on COCO panoptic; 1.5 GB",
+            licence="decoder Apache-2.0 (bytedance/fc-clip), CLIP MIT (LAION)",
+            config={"clip_model": "convnext_large_d_320"},
+            clip_pretrained=("convnext_large_d_320", "laion2b_s29b_b131k_ft_soup"),
+            decoder_repository="Voxel51/fc-clip",
+            decoder_file="model.safetensors",
+            decoder_names=("decoder.safetensors", "fcclip_cocopan.pth"),
+            by_hand="download the ConvNeXt-Large checkpoint from the model zoo of github.com/bytedance/fc-clip and save it as "
+            "{folder}/fcclip_cocopan.pth",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model's parts lie on this machine.
+
+    Attributes:
+        name: of the model or folder.
+        config: values of `FCCLIPConfig`.
+        decoder: weights of everything but CLIP; None = none exist, deterministic untrained ones are made.
+        clip: open_clip weights; None likewise.
+        notice: one line that says what the model is, for logs and reports.
+    """
+
+    name: str
+    config: dict[str, Any]
+    decoder: Path | None
+    clip: Path | None
+    notice: str
+
+
+def cache_folder() -> Path:
+    """Where fetched models lie: $VL4AD_CACHE/models, or ~/.cache/vl4ad/models."""
+    return Path(os.environ.get("VL4AD_CACHE") or Path.home() / ".cache" / "vl4ad").expanduser() / "models"
+
+
+def is_offline(offline: bool) -> bool:
+    """Whether downloads are out of the question: asked for, or by the hub's own HF_HUB_OFFLINE."""
+    return offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
+
+
+def locate(name_or_folder: str | Path, *, offline: bool = False) -> ModelFiles:
+    """Find a model's files, downloading what is missing.
+
+    Args:
+        name_or_folder: a name from `MODELS`, or a folder with `config.json`.
+        offline: never download.
+
+    Raises:
+        ModelNotFoundError: the name is unknown, or files are missing and cannot be had; the message says what to do.
+        CheckpointError: a folder's configuration or checksum is wrong.
+    """
+    info = MODELS.get(str(name_or_folder))
+    if info is None:
+        folder = Path(name_or_folder).expanduser()
+        if not folder.is_dir():
+            known = ", ".join(MODELS)
+            raise ModelNotFoundError(f"no model '{name_or_folder}': known are {known}, or give a folder with a config.json")
+        return _from_folder(folder, folder.name, notice=f"model folder {folder.name}")
+    if info.folder is not None:
+        return _from_folder(info.folder, info.name, notice=f"{info.name}: {info.summary}")
+    folder = cache_folder() / info.name
+    decoder = next((folder / name for name in info.decoder_names if (folder / name).is_file()), None)
+    clip = folder / "clip.safetensors"
+    if decoder is None or not clip.is_file():
+        fetch(info, offline=offline)
+        decoder = next(folder / name for name in info.decoder_names if (folder / name).is_file())
+    verify_folder(folder)
+    return ModelFiles(info.name, dict(info.config), decoder, clip, f"{info.name}: {info.summary}")
+
+
+def _from_folder(folder: Path, name: str, *, notice: str) -> ModelFiles:
+    config_file = folder / "config.json"
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} has no config.json") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{config_file} is not readable JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{config_file} must hold one JSON object")
+    clip_config = folder / "open_clip_config.json"
+    if clip_config.is_file() and config.get("clip_config") is None:
+        values = json.loads(clip_config.read_text(encoding="utf-8"))
+        config["clip_config"] = values.get("model_cfg", values)
+    verify_folder(folder)
+    decoders = [folder / "decoder.safetensors", *sorted(folder.glob("*.pth"))]
+    decoder = next((path for path in decoders if path.is_file()), None)
+    clip = folder / "clip.safetensors"
+    if decoder is None or not clip.is_file():
+        notice = f"{notice}; UNTRAINED: deterministic weights stand in for missing files, results mean nothing"
+    return ModelFiles(name, config, decoder, clip if clip.is_file() else None, notice)
+
+
+def verify_folder(folder: Path) -> dict[str, str]:
+    """Check every file that the folder's SHA256SUMS lists.
+
+    Returns:
+        file name -> digest; empty where there is no list.
+
+    Raises:
+        CheckpointError: a file is missing or differs.
+    """
+    from vl4ad_model.network.checkpoint import sha256_of
+
+    listing = folder / CHECKSUMS
+    if not listing.is_file():
+        return {}
+    digests = {}
+    for line in listing.read_text(encoding="utf-8").splitlines():
+        digest, _, name = line.strip().partition("  ")
+        if not name:
+            continue
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path} is listed in {CHECKSUMS} but missing: fetch the model again")
+        if sha256_of(path) != digest:
+            raise CheckpointError(f"{path} has the wrong sha256: it is damaged or was changed; delete it and fetch it again")
+        digests[name] = digest
+    return digests
+
+
+def write_checksums(folder: Path) -> None:
+    """Write SHA256SUMS over the folder's weights and configuration files (atomic)."""
+    from vl4ad_model.network.checkpoint import sha256_of
+
+    names = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".pth", ".json"))
+    part = folder / (CHECKSUMS + ".part")
+    part.write_text("".join(f"{sha256_of(folder / name)}  {name}\n" for name in names), encoding="utf-8")
+    os.replace(part, folder / CHECKSUMS)
+
+
+def fetch(info: ModelInfo, *, offline: bool = False) -> Path:
+    """Download what is missing of a model into the cache, resuming broken downloads, and check every sha256.
+
+    The hub publishes the sha256 of each large file; the file on disk must match it. The digests are kept beside the files in
+    SHA256SUMS, so that `vl4ad models verify` works without a network.
+
+    Raises:
+        ModelNotFoundError: offline, no network, or nothing to download; the message says how to bring the file by hand.
+        CheckpointError: a download has the wrong sha256.
+    """
+    if info.folder is not None:
+        return info.folder
+    folder = cache_folder() / info.name
+    by_hand = info.by_hand.format(folder=folder)
+    needed: list[tuple[str, tuple[str, ...], str]] = []
+    if not any((folder / name).is_file() for name in info.decoder_names):
+        if not info.decoder_repository:
+            raise ModelNotFoundError(f"{info.name}: its decoder is not on a hub; {by_hand}")
+        needed.append((info.decoder_repository, (info.decoder_file,), info.decoder_names[0]))
+    if not (folder / "clip.safetensors").is_file():
+        assert info.clip_pretrained is not None
+        needed.append((*_clip_source(*info.clip_pretrained), "clip.safetensors"))
+    if needed and is_offline(offline):
+        names = ", ".join(target for _, _, target in needed)
+        raise ModelNotFoundError(f"{info.name}: {names} not in {folder} and downloads are off; go online once, or {by_hand}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for repository, files, target in needed:
+        _download(repository, files, folder / target, by_hand)
+    write_checksums(folder)
+    return folder
+
+
+def _clip_source(model: str, tag: str) -> tuple[str, tuple[str, ...]]:
+    """The hub repository and candidate file names of one of open_clip's pretrained tags."""
+    from vl4ad_model import torchvision_schemas
+
+    torchvision_schemas.define()
+    import open_clip
+
+    entry = open_clip.get_pretrained_cfg(model, tag)
+    if not entry or not entry.get("hf_hub"):
+        raise ModelNotFoundError(f"open_clip {open_clip.__version__} has no pretrained tag '{tag}' for '{model}'")
+    repository, _, name = entry["hf_hub"].rpartition("/")
+    return repository, (name,) if name else ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
+
+
+def _download(repository: str, files: tuple[str, ...], target: Path, by_hand: str) -> None:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    from vl4ad_model.network.checkpoint import sha256_of
+
+    last: Exception | None = None
+    for name in files:
+        try:
+            # Resumes from its own partial file and shows its progress bar.
+            path = Path(hf_hub_download(repository, name, local_dir=target.parent / ".download"))
+            expected = get_hf_file_metadata(hf_hub_url(repository, name)).etag or ""
+        except EntryNotFoundError as error:
+            last = error
+            continue
+        except Exception as error:
+            raise ModelNotFoundError(
+                f"{repository}/{name} could not be downloaded ({type(error).__name__}): check the network and try again, or {by_hand}"
+            ) from None
+        if len(expected) == 64 and sha256_of(path) != expected:
+            path.unlink()
+            raise CheckpointError(f"{repository}/{name} arrived with the wrong sha256 and was deleted: try again")
+        os.replace(path, target)
+        return
+    raise ModelNotFoundError(f"{repository} has none of {', '.join(files)} ({type(last).__name__}); {by_hand}")
+
+
+def build_network(files: ModelFiles) -> tuple[FCCLIP, FCCLIPConfig]:
+    """Build the network and load its weights.
+
+    Raises:
+        CheckpointError: configuration or weights do not fit.
+    """
+    from vl4ad_model.network import checkpoint
+    from vl4ad_model.network.deterministic import fill_deterministically
+    from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
+
+    config = FCCLIPConfig.from_dict(files.config)
+    network = FCCLIP(config).eval()
+    if files.decoder is None or files.clip is None:
+        fill_deterministically(network)
+    tensors = dict(network.state_dict()) if files.decoder is None or files.clip is None else {}
+    if files.decoder is not None:
+        tensors = {key: value for key, value in tensors.items() if key.startswith("clip.")}
+    if files.clip is not None:
+        tensors = {key: value for key, value in tensors.items() if not key.startswith("clip.")}
+        tensors.update(checkpoint.clip_keys(checkpoint.read_tensors(files.clip)))
+    if files.decoder is not None:
+        tensors.update(checkpoint.network_keys(checkpoint.read_tensors(files.decoder)))
+    checkpoint.load_network_weights(network, tensors, source=files.name)
+    network.requires_grad_(False)
+    return network, config

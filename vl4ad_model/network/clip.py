@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +46,17 @@ def build_open_clip(name: str, config: dict[str, Any] | None = None) -> nn.Modul
         vision["timm_model_pretrained"] = False  # weights come from a checkpoint, never from a silent download
     # Built as open_clip itself builds it, on CPU in float32.
     return open_clip.CLIP(**{**config, "vision_cfg": vision})
+
+
+def tokenizer(name: str, config: dict[str, Any] | None = None) -> tuple[Callable[[list[str]], Tensor], int]:
+    """CLIP's byte-pair tokenizer for a model: texts to ids (L, context), and the id that ends every text."""
+    torchvision_schemas.define()
+    import open_clip
+
+    if config is None:
+        config = open_clip.get_model_config(name) or {}
+    simple = open_clip.SimpleTokenizer(context_length=int(config.get("text_cfg", {}).get("context_length", 77)))
+    return simple, simple.eot_token_id
 
 
 class FrozenClip(nn.Module):
@@ -154,6 +167,15 @@ class FrozenClip(nn.Module):
     def encode_text(self, tokens: Tensor) -> Tensor:
         """Token ids (L, context) to text embeddings (L, D), not normalised."""
         return self.model.encode_text(tokens)
+
+    def text_weights_key(self) -> str:
+        """SHA-256 over the text tower's weights: names the cache of text embeddings."""
+        digest = hashlib.sha256()
+        for key, tensor in self.model.state_dict().items():
+            if not key.startswith("visual."):
+                digest.update(key.encode())
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def logit_scale(self) -> Tensor:

@@ -36,6 +36,8 @@ class FCCLIPConfig:
         alpha, beta: weight of the out-of-vocabulary branch for names seen and unseen in training.
         training_concepts: the words the decoder was trained with; decides between alpha and beta.
         network_size: (height, width) the model works at by default; None = the image's own size.
+        resize_masks: where output and network size differ, resize the masks before they are combined (as FC-CLIP does); False
+            resizes the finished maps, at a fraction of the cost.
     """
 
     clip_model: str
@@ -59,6 +61,7 @@ class FCCLIPConfig:
     beta: float = 0.8
     training_concepts: tuple[str, ...] = ()
     network_size: tuple[int, int] | None = None
+    resize_masks: bool = True
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> FCCLIPConfig:

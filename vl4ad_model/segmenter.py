@@ -1,0 +1,349 @@
+"""Segmenter, the one object that users hold: an image and a vocabulary in, a class map and an anomaly map out."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vl4ad_model.errors import EngineError, Vl4adError, VocabularyError
+from vl4ad_model.image_files import check_rgb
+from vl4ad_model.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from vl4ad_model.engines.base import Engine
+    from vl4ad_model.network.fcclip import FCCLIP
+    from vl4ad_model.prompts import TextEncoder
+    from vl4ad_model.scoring import TextClassifier
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """What was seen in one image.
+
+    Attributes:
+        labels: (H, W) uint8, ids of the vocabulary: known classes 0..K-1, hazards K..K+Q-1, 255 = void.
+        anomaly: (H, W) float32, higher = more surprising; about 0..1 but never clipped.
+        vocabulary: the words it was scored with.
+        vocabulary_version: counts changes of vocabulary, classifier and merging.
+    """
+
+    labels: np.ndarray
+    anomaly: np.ndarray
+    vocabulary: Vocabulary
+    vocabulary_version: int
+
+
+@dataclass(frozen=True)
+class _Words:
+    """Everything about scoring that a person can change, swapped as one: no image ever sees half a change."""
+
+    vocabulary: Vocabulary
+    classifier_name: str
+    merge_classes: bool
+    version: int
+    classifier: TextClassifier
+
+
+class Segmenter:
+    """A model, an engine and a vocabulary. Make one with `Segmenter.load`.
+
+    `segment` may run in one thread while another changes the vocabulary: the change is atomic and takes effect from the next
+    image.
+    """
+
+    def __init__(
+        self,
+        network: FCCLIP,
+        engine: Engine,
+        text_encoder: TextEncoder,
+        vocabulary: Vocabulary,
+        *,
+        model_name: str = "custom",
+        notice: str = "",
+        classifier: str | None = None,
+        merge_classes: bool = True,
+    ) -> None:
+        from vl4ad_model.scoring import Scorer
+
+        self._network, self._engine, self._text = network, engine, text_encoder
+        self.model_name, self.notice = model_name, notice
+        self._scorer = Scorer()
+        self._change = threading.Lock()
+        self._words = self._prepare(vocabulary, classifier or network.config.classifier, merge_classes, version=1)
+
+    @classmethod
+    def load(
+        cls,
+        name_or_folder: str | Path = "tiny",
+        *,
+        device: str = "auto",
+        engine: str = "auto",
+        precision: str = "fp32",
+        network_size: tuple[int, int] | None = None,
+        vocabulary: Vocabulary | str | Path | None = None,
+        classifier: str | None = None,
+        merge_classes: bool = True,
+        offline: bool = False,
+        threads: int | None = None,
+    ) -> Segmenter:
+        """Load a model.
+
+        Args:
+            name_or_folder: tiny, fcclip-r50, fcclip-convnext-large, or a folder with a config.json.
+            device: auto, cpu, cuda or cuda:N.
+            engine: auto or one of `vl4ad_model.engines.ENGINES`.
+            precision: fp32 or fp16 (CUDA).
+            network_size: (height, width) the network works at; images are scaled to fit, keeping their shape, and padded.
+                None = the model's own; where that is None too, every image at its own size.
+            vocabulary: or a path to its YAML; None = Cityscapes.
+            classifier: in_vocabulary, out_of_vocabulary or ensemble; None = what the checkpoint was made for.
+            merge_classes: score classes of one superclass as one.
+            offline: never download.
+            threads: CPU threads of the network; None = the library's default.
+
+        Raises:
+            Vl4adError: with one line that says what to do.
+        """
+        import torch
+
+        from vl4ad_model import engines, prompts, registry
+        from vl4ad_model.network.clip import tokenizer
+
+        if not isinstance(vocabulary, Vocabulary):
+            vocabulary = Vocabulary.cityscapes() if vocabulary is None else Vocabulary.from_yaml(vocabulary)
+        files = registry.locate(name_or_folder, offline=offline)
+        if threads:
+            torch.set_num_threads(threads)
+        network, config = registry.build_network(files)
+        # The text tower stays where it is small work and always available.
+        tokenize, end_token = tokenizer(config.clip_model, config.clip_config)
+        text = prompts.TextEncoder(
+            network.clip.encode_text,
+            tokenize,
+            weights_key=network.clip.text_weights_key(),
+            end_token=end_token,
+            cache_folder=prompts.default_cache_folder(),
+        )
+        words = {"classifier": classifier, "merge_classes": merge_classes}
+        running = engines.create(
+            network,
+            engine=engine,
+            device=device,
+            precision=precision,
+            network_size=network_size or config.network_size,
+        )
+        return cls(network, running, text, vocabulary, model_name=files.name, notice=files.notice, **words)
+
+    # --- what it is -----------------------------------------------------------------------------------------------------
+
+    @property
+    def engine_name(self) -> str:
+        return self._engine.name
+
+    @property
+    def engine_reason(self) -> str:
+        """Why this engine runs, one line."""
+        return self._engine.reason
+
+    @property
+    def device(self) -> str:
+        return self._engine.device
+
+    @property
+    def precision(self) -> str:
+        return self._engine.precision
+
+    @property
+    def network_size(self) -> tuple[int, int] | None:
+        """(height, width) every image is fitted into; None = its own size."""
+        return self._engine.network_size
+
+    @property
+    def encoded_concepts(self) -> int:
+        """How many concepts the text tower has encoded since loading; cached ones do not count."""
+        return self._text.encoded_concepts
+
+    # --- words ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words in use. Assign another to change them: atomic, from the next image on."""
+        return self._words.vocabulary
+
+    @vocabulary.setter
+    def vocabulary(self, vocabulary: Vocabulary) -> None:
+        self.reconfigure(vocabulary=vocabulary)
+
+    @property
+    def vocabulary_version(self) -> int:
+        """Grows by one with every change of vocabulary, classifier or merging."""
+        return self._words.version
+
+    @property
+    def classifier(self) -> str:
+        return self._words.classifier_name
+
+    @classifier.setter
+    def classifier(self, name: str) -> None:
+        self.reconfigure(classifier=name)
+
+    @property
+    def merge_classes(self) -> bool:
+        return self._words.merge_classes
+
+    @merge_classes.setter
+    def merge_classes(self, merge: bool) -> None:
+        self.reconfigure(merge_classes=merge)
+
+    def reconfigure(
+        self,
+        *,
+        vocabulary: Vocabulary | None = None,
+        classifier: str | None = None,
+        merge_classes: bool | None = None,
+    ) -> int:
+        """Change several things as one; what is None stays.
+
+        Returns:
+            the new vocabulary version.
+
+        Raises:
+            VocabularyError: the words cannot be used; the old ones stay.
+        """
+        with self._change:
+            old = self._words
+            self._words = self._prepare(
+                old.vocabulary if vocabulary is None else vocabulary,
+                old.classifier_name if classifier is None else classifier,
+                old.merge_classes if merge_classes is None else merge_classes,
+                version=old.version + 1,
+            )
+            return self._words.version
+
+    def _prepare(self, vocabulary: Vocabulary, classifier: str, merge_classes: bool, *, version: int) -> _Words:
+        from vl4ad_model.scoring import CLASSIFIERS, prepare_classifier
+
+        if classifier not in CLASSIFIERS:
+            raise VocabularyError(f"classifier '{classifier}' is unknown: use {', '.join(CLASSIFIERS)}")
+        rows = self._text.encode_concepts([concept for group in vocabulary.concept_groups for concept in group])
+        config = self._network.config
+        prepared = prepare_classifier(
+            vocabulary,
+            rows,
+            classifier=classifier,
+            merge_classes=merge_classes,
+            void=self._network.void_embedding.weight[0],
+            in_logit_scale=float(self._network.mask_decoder.logit_scale),
+            out_logit_scale=float(self._network.clip.logit_scale),
+            alpha=config.alpha,
+            beta=config.beta,
+            training_concepts=config.training_concepts,
+            device=self._engine.device,
+        )
+        return _Words(vocabulary, classifier, merge_classes, version, prepared)
+
+    # --- images ---------------------------------------------------------------------------------------------------------
+
+    def segment(self, rgb: np.ndarray, *, output_size: str | tuple[int, int] = "input") -> Segmentation:
+        """Segment one image.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB.
+            output_size: "input" (the image's size), "network" (the size it was fitted to), or (height, width).
+
+        Raises:
+            ImageError: not an image of that kind.
+        """
+        return self.segment_batch([rgb], output_size=output_size)[0]
+
+    def segment_batch(
+        self, images: list[np.ndarray], *, output_size: str | tuple[int, int] = "input"
+    ) -> list[Segmentation]:
+        """Segment several images; those of one size share a run of the network.
+
+        Raises:
+            ImageError: one of them is no usable image; none is processed then.
+        """
+        checked = [check_rgb(rgb, f"image {index + 1}") for index, rgb in enumerate(images)]
+        words = self._words
+        results: list[Segmentation | None] = [None] * len(checked)
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, rgb in enumerate(checked):
+            by_size.setdefault(rgb.shape[:2], []).append(index)
+        for size, members in by_size.items():
+            for index, result in zip(
+                members, self._segment_alike([checked[i] for i in members], size, words, output_size), strict=True
+            ):
+                results[index] = result
+        return results  # type: ignore[return-value]
+
+    def _segment_alike(
+        self, images: list[np.ndarray], size: tuple[int, int], words: _Words, output_size: str | tuple[int, int]
+    ) -> list[Segmentation]:
+        import torch
+
+        fitted_size = fit_inside(size, self._engine.network_size)
+        batch = np.stack([fit_image(rgb, fitted_size, self._engine.network_size, self._pad_value) for rgb in images])
+        wanted = {"input": size, "network": fitted_size}.get(output_size) if isinstance(output_size, str) else output_size
+        if wanted is None:
+            raise Vl4adError(f"output_size is input, network or (height, width), not '{output_size}'")
+        with torch.inference_mode():
+            proposals = self._engine.propose(batch, fitted_size)
+            if words.classifier.needs_pooled and proposals.pooled_embeddings is None:
+                raise EngineError(f"engine {self._engine.name} was built without the out-of-vocabulary branch")
+            # Masks are resized before they are combined, as FC-CLIP does, where the model asks for it; otherwise the finished
+            # maps are, at a fraction of the cost.
+            by_masks = self._network.config.resize_masks
+            maps = self._scorer.score(proposals, words.classifier, wanted if by_masks else fitted_size)
+        results = []
+        for labels, anomaly in maps:
+            labels_array, anomaly_array = labels.cpu().numpy(), anomaly.cpu().numpy()
+            if labels_array.shape != wanted:
+                import cv2
+
+                width_height = (wanted[1], wanted[0])
+                labels_array = cv2.resize(labels_array, width_height, interpolation=cv2.INTER_NEAREST)
+                anomaly_array = cv2.resize(anomaly_array, width_height, interpolation=cv2.INTER_LINEAR)
+            results.append(Segmentation(labels_array, anomaly_array, words.vocabulary, words.version))
+        return results
+
+    @property
+    def _pad_value(self) -> tuple[int, int, int]:
+        """Grey that is nothing after normalisation."""
+        red, green, blue = self._network.config.pixel_mean
+        return round(red), round(green), round(blue)
+
+    def close(self) -> None:
+        """Give the engine's memory back."""
+        self._engine.close()
+
+
+def fit_inside(size: tuple[int, int], box: tuple[int, int] | None) -> tuple[int, int]:
+    """(height, width) of an image scaled to fit a box, keeping its shape; the image's own where there is no box."""
+    if box is None:
+        return size
+    scale = min(box[0] / size[0], box[1] / size[1])
+    return min(box[0], max(1, round(size[0] * scale))), min(box[1], max(1, round(size[1] * scale)))
+
+
+def fit_image(
+    rgb: np.ndarray, size: tuple[int, int], box: tuple[int, int] | None, pad_value: tuple[int, int, int]
+) -> np.ndarray:
+    """Resize an image and pad it at bottom and right to the box: the one resize rule of all engines."""
+    import cv2
+
+    if rgb.shape[:2] != size:
+        shrinks = size[0] < rgb.shape[0]
+        rgb = cv2.resize(rgb, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    if box is not None and size != box:
+        padded = np.empty((*box, 3), np.uint8)
+        padded[:] = pad_value
+        padded[: size[0], : size[1]] = rgb
+        rgb = padded
+    return rgb
+
+

@@ -1,0 +1,282 @@
+"""What can be named: known classes with alternative concepts and superclasses, and hazards in words. Immutable."""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vl4ad_model.errors import VocabularyError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+VOID_ID = 255
+MAX_IDS = 255  # 0..254; 255 is void
+MAX_CONCEPT_CHARACTERS = 200
+MAX_CONCEPTS = 64
+_SHIPPED = "config/vocabularies/cityscapes.yaml"
+
+
+@dataclass(frozen=True)
+class VocabularyClass:
+    """A known class: its name, the concepts that stand for it in text, its superclass and its RGB colour (0..255)."""
+
+    name: str
+    alternative_concepts: tuple[str, ...]
+    superclass: str
+    color: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Hazard:
+    """Something the known classes do not cover, in words. Named by its first alternative."""
+
+    alternative_concepts: tuple[str, ...]
+    color: tuple[int, int, int]
+
+    @property
+    def name(self) -> str:
+        return self.alternative_concepts[0]
+
+    @property
+    def prompt(self) -> str:
+        """The hazard as a person writes it: alternatives joined by `|`."""
+        return "|".join(self.alternative_concepts)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Known classes with ids 0..K-1 in order, then hazards with ids K..K+Q-1. 255 is void.
+
+    Concepts are kept as written but for white space, which is trimmed and collapsed; two that differ only in case are one.
+    """
+
+    name: str
+    classes: tuple[VocabularyClass, ...]
+    hazards: tuple[Hazard, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise VocabularyError(f"vocabulary '{self.name}' has no classes: list at least one under 'classes'")
+        if len(self.classes) + len(self.hazards) > MAX_IDS:
+            raise VocabularyError(
+                f"{len(self.classes)} classes and {len(self.hazards)} hazards: labels are 8 bit, at most {MAX_IDS} together"
+            )
+        owner: dict[str, str] = {}
+        names: set[str] = set()
+        for entry in self.classes:
+            if entry.name.casefold() in names:
+                raise VocabularyError(f"class '{entry.name}' is listed twice")
+            names.add(entry.name.casefold())
+        entries = [(f"class '{entry.name}'", entry.alternative_concepts) for entry in self.classes]
+        entries += [(f"hazard '{hazard.name}'", hazard.alternative_concepts) for hazard in self.hazards]
+        for title, concepts in entries:
+            for concept in concepts:
+                other = owner.setdefault(concept.casefold(), title)
+                if other != title:
+                    raise VocabularyError(f"{title}: '{concept}' already belongs to {other}")
+
+    # --- making one -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Vocabulary:
+        """Read a vocabulary file (see config/vocabularies/cityscapes.yaml for the format).
+
+        Raises:
+            VocabularyError: the file cannot be read, or an entry is wrong; the message names it.
+        """
+        import yaml
+
+        path = Path(path)
+        try:
+            text = path.read_bytes().decode("utf-8")
+        except OSError as error:
+            raise VocabularyError(f"vocabulary file {path} cannot be read: {error.strerror or error}") from None
+        except UnicodeDecodeError as error:
+            raise VocabularyError(f"vocabulary file {path} is not UTF-8 (byte {error.start})") from None
+        try:
+            content = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f" in line {mark.line + 1}" if mark else ""
+            raise VocabularyError(f"vocabulary file {path} is not YAML{where}: {getattr(error, 'problem', error)}") from None
+        if not isinstance(content, Mapping) or not isinstance(content.get("classes"), list):
+            raise VocabularyError(f"vocabulary file {path} needs a list 'classes'")
+        unknown = sorted(str(key) for key in set(content) - {"name", "classes", "hazards"})
+        if unknown:
+            raise VocabularyError(f"vocabulary file {path} has unknown entries: {', '.join(unknown)}")
+        vocabulary = cls(
+            str(content.get("name", path.stem)),
+            tuple(_class_from(entry, index) for index, entry in enumerate(content["classes"])),
+        )
+        hazards = content.get("hazards") or []
+        if not isinstance(hazards, list):
+            raise VocabularyError(f"vocabulary file {path}: 'hazards' must be a list of strings")
+        return vocabulary.with_hazards(hazards) if hazards else vocabulary
+
+    @classmethod
+    def cityscapes(cls) -> Vocabulary:
+        """The shipped vocabulary: 19 classes, 7 superclasses."""
+        return cls.from_yaml(shipped_vocabulary())
+
+    def with_hazards(self, prompts: Sequence[str]) -> Vocabulary:
+        """The same classes with these hazards INSTEAD of the present ones.
+
+        Args:
+            prompts: one string per hazard, its alternatives separated by `|`: ["caravan|camper van", "tyre"].
+
+        Raises:
+            VocabularyError: a prompt is not a string, empty, too long, or names something that is known already.
+        """
+        if isinstance(prompts, str):
+            prompts = [prompts]
+        room = MAX_IDS - len(self.classes)
+        if len(prompts) > room:
+            raise VocabularyError(f"{len(prompts)} hazard prompts: with {len(self.classes)} known classes at most {room} fit")
+        taken = {entry.color for entry in self.classes}
+        hazards = []
+        for index, prompt in enumerate(prompts):
+            title = f"hazard prompt {index + 1}"
+            if not isinstance(prompt, str):
+                raise VocabularyError(f"{title} is {type(prompt).__name__}, not a string: {prompt!r:.60}")
+            concepts = _concepts(prompt.split("|"), title)
+            hazards.append(Hazard(concepts, _hazard_color(index, taken)))
+        return dataclasses.replace(self, hazards=tuple(hazards))
+
+    # --- reading it -----------------------------------------------------------------------------------------------------
+
+    @property
+    def known_count(self) -> int:
+        """K."""
+        return len(self.classes)
+
+    @property
+    def hazard_count(self) -> int:
+        """Q."""
+        return len(self.hazards)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The name of every id, known classes first."""
+        return tuple(entry.name for entry in (*self.classes, *self.hazards))
+
+    @cached_property
+    def concept_groups(self) -> tuple[tuple[str, ...], ...]:
+        """The alternative concepts of every id, known classes first."""
+        return tuple(entry.alternative_concepts for entry in (*self.classes, *self.hazards))
+
+    @cached_property
+    def superclasses(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """(name, ids of its known classes) in order of first appearance."""
+        groups: dict[str, list[int]] = {}
+        for index, entry in enumerate(self.classes):
+            groups.setdefault(entry.superclass, []).append(index)
+        return tuple((name, tuple(ids)) for name, ids in groups.items())
+
+    def color_table(self) -> np.ndarray:
+        """(256, 3) uint8 RGB: the colour of every id; black for void and unused ids."""
+        import numpy as np
+
+        table = np.zeros((256, 3), np.uint8)
+        for index, entry in enumerate((*self.classes, *self.hazards)):
+            table[index] = entry.color
+        return table
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """What a subscriber needs to read label images."""
+        known = [
+            {"id": i, "name": c.name, "color": list(c.color), "kind": "known", "superclass": c.superclass}
+            for i, c in enumerate(self.classes)
+        ]
+        hazards = [
+            {"id": self.known_count + i, "name": h.name, "color": list(h.color), "kind": "hazard", "prompt": h.prompt}
+            for i, h in enumerate(self.hazards)
+        ]
+        return {"vocabulary": self.name, "void": VOID_ID, "classes": known + hazards}
+
+
+def shipped_vocabulary(name: str = "cityscapes") -> Path:
+    """Where a vocabulary of config/vocabularies lies: in the source tree, or in share/ of the installation."""
+    relative = Path("config/vocabularies") / f"{name}.yaml"
+    roots = [Path(__file__).resolve().parents[1], Path(sys.prefix) / "share" / "vl4ad_ros"]
+    # colcon installs to <prefix>/lib/python3.x/site-packages (or dist-packages) beside <prefix>/share
+    roots += [parent / "share" / "vl4ad_ros" for parent in Path(__file__).resolve().parents]
+    for root in roots:
+        if (root / relative).is_file():
+            return root / relative
+    raise VocabularyError(f"the shipped vocabulary '{name}' is missing: reinstall vl4ad_ros, or give a vocabulary file")
+
+
+def _class_from(entry: Any, index: int) -> VocabularyClass:
+    title = f"class {index + 1}"
+    if isinstance(entry, str):
+        entry = {"name": entry}
+    if not isinstance(entry, Mapping):
+        raise VocabularyError(f"{title} must be a mapping with 'name', 'concepts', 'superclass' and 'color'")
+    unknown = sorted(str(key) for key in set(entry) - {"name", "concepts", "superclass", "color"})
+    if unknown:
+        raise VocabularyError(f"{title} has unknown entries: {', '.join(unknown)}")
+    name = _text(entry.get("name"), f"{title}: name")
+    title = f"class '{name}'"
+    concepts = entry.get("concepts", [name])
+    if not isinstance(concepts, list) or not concepts:
+        raise VocabularyError(f"{title}: 'concepts' must be a list with at least one entry")
+    superclass = _text(entry.get("superclass", name), f"{title}: superclass")
+    return VocabularyClass(name, _concepts(concepts, title), superclass, _color(entry.get("color"), title, index))
+
+
+def _concepts(values: Sequence[Any], title: str) -> tuple[str, ...]:
+    if len(values) > MAX_CONCEPTS:
+        raise VocabularyError(f"{title} has {len(values)} alternatives, at most {MAX_CONCEPTS} are allowed")
+    concepts: list[str] = []
+    for value in values:
+        concept = _text(value, title)
+        if concept.casefold() in (known.casefold() for known in concepts):
+            raise VocabularyError(f"{title}: '{concept}' is listed twice")
+        concepts.append(concept)
+    return tuple(concepts)
+
+
+def _text(value: Any, title: str) -> str:
+    if not isinstance(value, str):
+        raise VocabularyError(f"{title} is {type(value).__name__}, not a string: {value!r:.60} (quote it in YAML)")
+    text = " ".join(value.split())
+    if not text:
+        raise VocabularyError(f"{title} is empty")
+    if len(text) > MAX_CONCEPT_CHARACTERS:
+        raise VocabularyError(
+            f"{title}: '{text[:30]}...' has {len(text)} characters, at most {MAX_CONCEPT_CHARACTERS} are allowed"
+        )
+    if not text.isprintable():
+        raise VocabularyError(f"{title} has characters that cannot be printed: {text!r:.60}")
+    return text
+
+
+def _color(value: Any, title: str, index: int) -> tuple[int, int, int]:
+    if value is None:
+        return _hazard_color(index + 7, set())
+    if (
+        not isinstance(value, Sequence)
+        or isinstance(value, str)
+        or len(value) != 3
+        or not all(isinstance(part, int) and not isinstance(part, bool) and 0 <= part <= 255 for part in value)
+    ):
+        raise VocabularyError(f"{title}: color must be three numbers 0..255, not {value!r:.60}")
+    return (value[0], value[1], value[2])
+
+
+def _hazard_color(index: int, taken: set[tuple[int, int, int]]) -> tuple[int, int, int]:
+    """Bright colours from warm orange on around the hue circle in golden-ratio steps: far apart, and the same every time."""
+    while True:
+        hue = (0.08 + index * 0.618034) % 1.0
+        red, green, blue = colorsys.hsv_to_rgb(hue, 1.0 if index % 2 == 0 else 0.65, 1.0)
+        color = (round(red * 255), round(green * 255), round(blue * 255))
+        if color not in taken:
+            return color
+        index += 37

@@ -82,7 +82,10 @@ setup(
     ],
     # Messages, launch files and parameters need no network: torch and friends are extras.
     install_requires=["setuptools", "numpy>=1.26", "PyYAML>=6"],
-    extras_require={**EXTRAS, "test": sorted({*EXTRAS["dev"], *MODEL, *EVALUATION, *EXTRAS["images"], *EXTRAS["train"]})},
+    extras_require={
+        **EXTRAS,
+        "test": sorted({*EXTRAS["dev"], *MODEL, *EVALUATION, *EXTRAS["images"], *EXTRAS["train"]}),
+    },
     entry_points={
         "console_scripts": [
             "vl4ad = vl4ad_model.cli:main",

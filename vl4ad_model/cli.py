@@ -17,7 +17,11 @@ USER_ERROR, INTERRUPTED = 2, 130
 # name -> (module, attribute, one line of help). The attribute is a typer app or a function.
 LAZY: dict[str, tuple[str, str, str]] = {
     "evaluate": ("vl4ad_model.evaluation.commands", "evaluate_app", "Benchmark metrics on score maps, images or bags."),
-    "calibrate": ("vl4ad_model.evaluation.commands", "calibrate", "The anomaly threshold for a wanted false-alarm rate."),
+    "calibrate": (
+        "vl4ad_model.evaluation.commands",
+        "calibrate",
+        "The anomaly threshold for a wanted false-alarm rate.",
+    ),
     "prompts": ("vl4ad_model.evaluation.commands", "prompts_app", "Check hazard prompts against ordinary driving."),
     "export": ("vl4ad_model.engines.commands", "export", "Compile a model for ONNX Runtime, OpenVINO or TensorRT."),
     "engines": ("vl4ad_model.engines.commands", "engines_app", "Look at and clean the cache of compiled engines."),
@@ -35,7 +39,7 @@ BENCHMARKS: dict[str, tuple[str, str, str]] = {
 def build_app(arguments: list[str]) -> typer.Typer:
     """The command tree: real where `arguments` point, a line of help elsewhere."""
     words = [word for word in arguments if not word.startswith("-")]
-    first, second = (words + ["", ""])[:2]
+    first, second = ([*words, "", ""])[:2]
     app = typer.Typer(
         help="VL4AD: segment every pixel, score how anomalous it is, and name new hazards in words.",
         no_args_is_help=True,

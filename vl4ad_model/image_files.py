@@ -24,9 +24,7 @@ def check_size(height: int, width: int, what: str) -> None:
         raise ImageError(f"{what} is empty ({width}x{height})")
     short, long = min(height, width), max(height, width)
     if short < MIN_SIDE or long > MAX_SIDE or long > MAX_ASPECT * short:
-        raise ImageError(
-            f"{what} is {width}x{height}: sides must be {MIN_SIDE} to {MAX_SIDE} pixels and at most {MAX_ASPECT}:1"
-        )
+        raise ImageError(f"{what} is {width}x{height}: sides must be {MIN_SIDE} to {MAX_SIDE} pixels and at most {MAX_ASPECT}:1")
 
 
 def check_rgb(rgb: np.ndarray, what: str = "image") -> np.ndarray:

@@ -250,7 +250,7 @@ def _clip_source(model: str, tag: str) -> tuple[str, tuple[str, ...]]:
 
 def _download(repository: str, files: tuple[str, ...], target: Path, by_hand: str) -> None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     from vl4ad_model.network.checkpoint import sha256_of
 
@@ -260,12 +260,14 @@ def _download(repository: str, files: tuple[str, ...], target: Path, by_hand: st
             # Resumes from its own partial file and shows its progress bar.
             path = Path(hf_hub_download(repository, name, local_dir=target.parent / ".download"))
             expected = get_hf_file_metadata(hf_hub_url(repository, name)).etag or ""
-        except EntryNotFoundError as error:
-            last = error
-            continue
         except Exception as error:
+            # LocalEntryNotFoundError, a kind of EntryNotFoundError, is what the hub's client says without a network.
+            if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
+                last = error
+                continue
             raise ModelNotFoundError(
-                f"{repository}/{name} could not be downloaded ({type(error).__name__}): check the network and try again, or {by_hand}"
+                f"{repository}/{name} could not be downloaded ({type(error).__name__}): "
+                f"check the network and try again, or {by_hand}"
             ) from None
         if len(expected) == 64 and sha256_of(path) != expected:
             path.unlink()

@@ -194,9 +194,7 @@ class Scorer:
             results.append(self._maps(proposals.image(index), labels_rows, anomaly_rows, classifier, output_size))
         return results
 
-    def class_map(
-        self, proposals: MaskProposals, classifier: TextClassifier, output_size: tuple[int, int] | None = None
-    ) -> Tensor:
+    def class_map(self, proposals: MaskProposals, classifier: TextClassifier, output_size: tuple[int, int] | None = None) -> Tensor:
         """p of every class, (K + Q, H, W) float32, of a batch of one: FC-CLIP's `sem_seg`."""
         matrix, _ = self._matrices(proposals, classifier)
         height, width = output_size or proposals.image_size
@@ -245,7 +243,7 @@ class Scorer:
         budget = _CUDA_BYTES_PER_TILE if masks.is_cuda else _BYTES_PER_TILE
         step = count if masks.is_cuda else min(count, _QUERIES_PER_TILE)
         height, width = output_size
-        stages = [_Stage(masks.shape[-2:], proposals.padded_size, proposals.image_size)]
+        stages = [_Stage((int(masks.shape[-2]), int(masks.shape[-1])), proposals.padded_size, proposals.image_size)]
         if output_size != proposals.image_size:
             stages.append(_Stage(proposals.image_size, output_size, output_size))
         per_tile = max(4, budget // (step * width * 4) // 4 * 4)

@@ -28,9 +28,7 @@ def mask_scores(
     return x[0].sigmoid()
 
 
-def class_probabilities(
-    embeddings: Tensor, groups: Sequence[Tensor], void: Tensor | None, inverse_temperature: float
-) -> Tensor:
+def class_probabilities(embeddings: Tensor, groups: Sequence[Tensor], void: Tensor | None, inverse_temperature: float) -> Tensor:
     """Softmax over classes of the best concept's cosine.
 
     Args:

@@ -237,8 +237,8 @@ class Segmenter:
             classifier=classifier,
             merge_classes=merge_classes,
             void=self._network.void_embedding.weight[0],
-            in_logit_scale=float(self._network.mask_decoder.logit_scale),
-            out_logit_scale=float(self._network.clip.logit_scale),
+            in_logit_scale=self._network.mask_decoder.logit_scale.item(),
+            out_logit_scale=self._network.clip.logit_scale.item(),
             alpha=config.alpha,
             beta=config.beta,
             training_concepts=config.training_concepts,
@@ -260,9 +260,7 @@ class Segmenter:
         """
         return self.segment_batch([rgb], output_size=output_size)[0]
 
-    def segment_batch(
-        self, images: list[np.ndarray], *, output_size: str | tuple[int, int] = "input"
-    ) -> list[Segmentation]:
+    def segment_batch(self, images: list[np.ndarray], *, output_size: str | tuple[int, int] = "input") -> list[Segmentation]:
         """Segment several images; those of one size share a run of the network.
 
         Raises:
@@ -330,9 +328,7 @@ def fit_inside(size: tuple[int, int], box: tuple[int, int] | None) -> tuple[int,
     return min(box[0], max(1, round(size[0] * scale))), min(box[1], max(1, round(size[1] * scale)))
 
 
-def fit_image(
-    rgb: np.ndarray, size: tuple[int, int], box: tuple[int, int] | None, pad_value: tuple[int, int, int]
-) -> np.ndarray:
+def fit_image(rgb: np.ndarray, size: tuple[int, int], box: tuple[int, int] | None, pad_value: tuple[int, int, int]) -> np.ndarray:
     """Resize an image and pad it at bottom and right to the box: the one resize rule of all engines."""
     import cv2
 
@@ -345,5 +341,3 @@ def fit_image(
         padded[: size[0], : size[1]] = rgb
         rgb = padded
     return rgb
-
-

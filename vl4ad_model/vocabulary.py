@@ -152,6 +152,10 @@ class Vocabulary:
     # --- reading it -----------------------------------------------------------------------------------------------------
 
     @property
+    def _entries(self) -> tuple[VocabularyClass | Hazard, ...]:
+        return (*self.classes, *self.hazards)
+
+    @property
     def known_count(self) -> int:
         """K."""
         return len(self.classes)
@@ -164,12 +168,12 @@ class Vocabulary:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The name of every id, known classes first."""
-        return tuple(entry.name for entry in (*self.classes, *self.hazards))
+        return tuple(entry.name for entry in self._entries)
 
     @cached_property
     def concept_groups(self) -> tuple[tuple[str, ...], ...]:
         """The alternative concepts of every id, known classes first."""
-        return tuple(entry.alternative_concepts for entry in (*self.classes, *self.hazards))
+        return tuple(entry.alternative_concepts for entry in self._entries)
 
     @cached_property
     def superclasses(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -184,7 +188,7 @@ class Vocabulary:
         import numpy as np
 
         table = np.zeros((256, 3), np.uint8)
-        for index, entry in enumerate((*self.classes, *self.hazards)):
+        for index, entry in enumerate(self._entries):
             table[index] = entry.color
         return table
 
@@ -250,9 +254,7 @@ def _text(value: Any, title: str) -> str:
     if not text:
         raise VocabularyError(f"{title} is empty")
     if len(text) > MAX_CONCEPT_CHARACTERS:
-        raise VocabularyError(
-            f"{title}: '{text[:30]}...' has {len(text)} characters, at most {MAX_CONCEPT_CHARACTERS} are allowed"
-        )
+        raise VocabularyError(f"{title}: '{text[:30]}...' has {len(text)} characters, at most {MAX_CONCEPT_CHARACTERS} are allowed")
     if not text.isprintable():
         raise VocabularyError(f"{title} has characters that cannot be printed: {text!r:.60}")
     return text

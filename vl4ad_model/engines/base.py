@@ -37,5 +37,5 @@ class Engine(ABC):
             image_size: (height, width) of the part, from the top left, that is image and not padding.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Give memory back. The engine is not used afterwards."""

@@ -20,7 +20,7 @@ def fill_deterministically(module: nn.Module) -> None:
                 tensor.fill_(np.log(1 / 0.07))
                 continue
             random = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode())))
-            values = random.standard_normal(tuple(tensor.shape), dtype=np.float32)
+            values: np.ndarray = random.standard_normal(tuple(tensor.shape), dtype=np.float32)
             if tensor.dim() >= 2:
                 values /= np.sqrt(np.prod(tensor.shape[1:]))
             elif key.endswith("running_var"):

@@ -8,6 +8,7 @@ blocked rows (`where` instead, which also exports).
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -31,7 +32,7 @@ class MLP(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int, layers: int) -> None:
         super().__init__()
         widths = [inputs] + [hidden] * (layers - 1) + [outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -112,14 +113,20 @@ class MaskDecoder(nn.Module):
     """
 
     def __init__(
-        self, channels: int, embed_dim: int, *, queries: int, layers: int, heads: int, feedforward: int, class_hidden: int
+        self,
+        channels: int,
+        embed_dim: int,
+        *,
+        queries: int,
+        layers: int,
+        heads: int,
+        feedforward: int,
+        class_hidden: int,
     ) -> None:
         super().__init__()
         self.num_layers = layers
         self.transformer_self_attention_layers = nn.ModuleList(SelfAttentionLayer(channels, heads) for _ in range(layers))
-        self.transformer_cross_attention_layers = nn.ModuleList(
-            CrossAttentionLayer(channels, heads) for _ in range(layers)
-        )
+        self.transformer_cross_attention_layers = nn.ModuleList(CrossAttentionLayer(channels, heads) for _ in range(layers))
         self.transformer_ffn_layers = nn.ModuleList(FeedForwardLayer(channels, feedforward) for _ in range(layers))
         self.decoder_norm = nn.LayerNorm(channels)
         self.query_feat = nn.Embedding(queries, channels)

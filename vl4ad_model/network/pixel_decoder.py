@@ -56,9 +56,7 @@ class DeformableEncoder(nn.Module):
         for layer in self.encoder.layers:
             tokens = layer(tokens, position, points, sizes)
         parts = tokens.split([h * w for h, w in sizes], dim=1)
-        return [
-            part.transpose(1, 2).reshape(-1, channels, h, w) for part, (h, w) in zip(parts, sizes, strict=True)
-        ]
+        return [part.transpose(1, 2).reshape(-1, channels, h, w) for part, (h, w) in zip(parts, sizes, strict=True)]
 
 
 class PixelDecoder(nn.Module):

@@ -1,0 +1,48 @@
+"""What all tests share: their own cache folder, one small network, and skipping GPU tests where there is no GPU."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+
+def pytest_configure(config):
+    import tempfile
+
+    # Nothing a test caches may come from, or stay in, the user's own cache; nothing may be downloaded.
+    os.environ["VL4AD_CACHE"] = tempfile.mkdtemp(prefix="vl4ad-test-")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def pytest_collection_modifyitems(items):
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in gpu:
+                item.add_marker(pytest.mark.skip(reason="torch sees no CUDA GPU"))
+
+
+@pytest.fixture(scope="session")
+def street() -> np.ndarray:
+    """A (240, 320, 3) image with structure."""
+    y, x = np.mgrid[0:240, 0:320]
+    image = np.stack((x * 255 // 320, y * 255 // 240, (x // 32 + y // 32) % 2 * 200), axis=-1).astype(np.uint8)
+    image[150:200, 100:180] = (250, 60, 20)
+    return image
+
+
+@pytest.fixture(scope="session")
+def segmenter():
+    """The embedded model, loaded once. A test that changes its words puts them back."""
+    from vl4ad_model.segmenter import Segmenter
+
+    return Segmenter.load("tiny", offline=True)

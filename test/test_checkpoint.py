@@ -1,0 +1,292 @@
+"""Weights are loaded strictly: the released layouts load, and whatever does not fit is named before anything is changed."""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import parity_report
+import pytest
+import torch
+from safetensors.torch import load_file, save, save_file
+
+from vl4ad_model import registry
+from vl4ad_model.errors import CheckpointError, ModelNotFoundError
+from vl4ad_model.network import checkpoint
+from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
+from vl4ad_model.segmenter import Segmenter
+
+KIT = Path(__file__).parent / "data" / "parity"
+
+
+@pytest.fixture(scope="module")
+def released() -> dict[str, torch.Tensor]:
+    return parity_report.released_state_dict(KIT, "r50")
+
+
+def clip_part(released):
+    prefix = "backbone.clip_model."
+    return {key[len(prefix) :]: value for key, value in released.items() if key.startswith(prefix)}
+
+
+def decoder_part(released):
+    return {key: value for key, value in released.items() if not key.startswith("backbone.")}
+
+
+@pytest.fixture()
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VL4AD_CACHE", str(tmp_path))
+    return tmp_path / "models"
+
+
+@pytest.mark.parametrize("layout", ["pth", "pth with part of CLIP", "safetensors"])
+def test_the_released_files_load_and_give_the_recorded_result(cache, released, layout):
+    folder = cache / "fcclip-r50"
+    folder.mkdir(parents=True)
+    save_file(clip_part(released), folder / "clip.safetensors")
+    decoder = decoder_part(released)
+    if layout == "safetensors":
+        save_file(decoder, folder / "decoder.safetensors")
+    else:
+        if "CLIP" in layout:  # whatever part of CLIP a file has is loaded over open_clip's
+            decoder["backbone.clip_model.visual.conv1.weight"] = released["backbone.clip_model.visual.conv1.weight"] * 2
+        torch.save({"model": decoder, "iteration": torch.tensor(0)}, folder / "fcclip_cocopan_r50.pth")
+    network, config = registry.build_network(registry.locate("fcclip-r50", offline=True))
+    assert config.clip_model == "RN50-quickgelu"
+    state = network.state_dict()
+    for key, own in checkpoint.network_keys(released).items():
+        if "num_batches" in key:
+            continue
+        expected = own * 2 if "CLIP" in layout and key == "clip.model.visual.conv1.weight" else own
+        assert torch.equal(state[key], expected), key
+
+
+def test_the_large_released_decoder_has_exactly_the_networks_keys():
+    with torch.device("meta"):
+        network = FCCLIP(FCCLIPConfig(clip_model="convnext_large_d_320"))
+    manifest = json.loads((KIT / "manifest_convnext_large.json").read_text())
+    shapes = {e["key"]: torch.empty(e["shape"], device="meta") for e in manifest["entries"]}
+    renamed = checkpoint.network_keys(shapes)
+    own = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    assert {key: tuple(value.shape) for key, value in renamed.items()} == own
+
+
+@pytest.fixture()
+def small():
+    """A network of the smallest size and its state."""
+    config = json.loads((Path(registry.__file__).parent / "models/tiny/config.json").read_text())
+    config |= {"channels": 32, "queries": 4, "encoder_layers": 1, "decoder_layers": 1}
+    network = FCCLIP(FCCLIPConfig.from_dict(config)).eval()
+    return network, {key: value.clone() for key, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("mask_decoder.query_feat.weight"), "1 keys missing: mask_decoder.query_feat.weight"),
+        (lambda t: t.update(extra=torch.zeros(1)), "1 unexpected: extra"),
+        (
+            lambda t: t.update({"void_embedding.weight": torch.zeros(2, 3)}),
+            "void_embedding.weight (2, 3) instead of (1, ",
+        ),
+        (
+            lambda t: t["pixel_decoder.mask_features.bias"].fill_(torch.nan),
+            "hold NaN or infinity: pixel_decoder.mask_features",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_loaded(small, change, message):
+    network, tensors = small
+    before = {key: value.clone() for key, value in tensors.items()}
+    for value in tensors.values():
+        if value.is_floating_point():
+            value.add_(1)
+    change(tensors)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load_network_weights(network, tensors, source="test.safetensors")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+def write_model(folder: Path, network: FCCLIP) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(network.config.to_json())
+    checkpoint.save_decoder(network, folder / "decoder.safetensors", half=True)
+    clip = {k.removeprefix("clip.model."): v for k, v in network.state_dict().items() if k.startswith("clip.")}
+    checkpoint.write_safetensors(clip, folder / "clip.safetensors")
+    registry.write_checksums(folder)
+
+
+def test_a_folder_round_trips_and_half_precision_on_disk_is_enough(tmp_path, small):
+    network, tensors = small
+    write_model(tmp_path / "mine", network)
+    loaded, _ = registry.build_network(registry.locate(tmp_path / "mine"))
+    for key, value in loaded.state_dict().items():
+        assert torch.allclose(value, tensors[key], rtol=1e-3, atol=1e-6), key
+    assert not list((tmp_path / "mine").glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda f: (f / "decoder.safetensors").write_bytes((f / "decoder.safetensors").read_bytes()[:-100]),
+            "wrong sha256",
+        ),
+        (lambda f: (f / "decoder.safetensors").unlink(), "is listed in SHA256SUMS but missing"),
+        (lambda f: (f / "config.json").write_text("{"), "not readable JSON"),
+        (lambda f: (f / "config.json").unlink(), "has no config.json"),
+    ],
+)
+def test_a_damaged_folder_is_refused(tmp_path, small, damage, message):
+    write_model(tmp_path / "mine", small[0])
+    damage(tmp_path / "mine")
+    with pytest.raises(CheckpointError, match=message):
+        registry.locate(tmp_path / "mine")
+
+
+def test_a_truncated_safetensors_file_is_called_damaged(tmp_path, small):
+    write_model(tmp_path / "mine", small[0])
+    path = tmp_path / "mine" / "decoder.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    (tmp_path / "mine" / registry.CHECKSUMS).unlink()
+    with pytest.raises(CheckpointError, match="damaged"):
+        Segmenter.load(tmp_path / "mine", offline=True)
+
+
+class Dangerous:
+    def __reduce__(self):
+        return os.system, ("echo this must never run > /tmp/vl4ad_pickle_ran",)
+
+
+def test_a_pickled_function_is_never_run(tmp_path):
+    path = tmp_path / "evil.pth"
+    torch.save({"model": {"a": Dangerous()}}, path)
+    with pytest.raises(CheckpointError, match="only files with nothing but tensors"):
+        checkpoint.read_tensors(path)
+    path.write_bytes(pickle.dumps(Dangerous()))
+    with pytest.raises(CheckpointError):
+        checkpoint.read_tensors(path)
+    assert not Path("/tmp/vl4ad_pickle_ran").exists()
+
+
+def test_an_unknown_model_and_a_model_that_is_not_here_say_what_to_do(cache):
+    with pytest.raises(ModelNotFoundError, match="known are tiny, fcclip-r50, fcclip-convnext-large"):
+        registry.locate("fcclip-r51")
+    with pytest.raises(ModelNotFoundError, match="fcclip_cocopan_r50.pth"):
+        registry.locate("fcclip-r50", offline=True)
+    with pytest.raises(ModelNotFoundError, match="go online once, or download"):
+        registry.locate("fcclip-convnext-large", offline=True)
+    assert not list(cache.rglob("*.*")) if cache.exists() else True
+
+
+HUB_FILES: dict[str, bytes] = {}
+HUB_ETAGS: dict[str, str] = {}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The part of the Hugging Face hub's protocol that a download uses: HEAD and ranged GET of /<repo>/resolve/main/<file>."""
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, *, body):
+        content = HUB_FILES.get(self.path)
+        if content is None:
+            self.send_response(404)
+            self.send_header("X-Error-Code", "EntryNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        start = int((self.headers.get("Range") or "bytes=0-").split("=")[1].split("-")[0])
+        self.send_response(206 if start else 200)
+        self.send_header("ETag", f'"{HUB_ETAGS[self.path]}"')
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        if body:
+            self.wfile.write(content[start:])
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture()
+def hub():
+    HUB_FILES.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def fetch_in_a_process(endpoint, cache):
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "VL4AD_CACHE": str(cache), "HF_HOME": str(cache / "hf")}
+    environment.pop("HF_HUB_OFFLINE")
+    return subprocess.run(
+        [sys.executable, "-m", "vl4ad_model.cli", "models", "fetch", "fcclip-convnext-large"],
+        env={**environment, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+CLIP_REPOSITORY = "laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup"
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_download_is_checked_by_its_sha256(hub, tmp_path, broken):
+    for path in (
+        "Voxel51/fc-clip/resolve/main/model.safetensors",
+        f"{CLIP_REPOSITORY}/resolve/main/open_clip_pytorch_model.safetensors",
+    ):
+        HUB_FILES["/" + path] = save({"tensor": torch.arange(9.0)})
+        HUB_ETAGS["/" + path] = hashlib.sha256(HUB_FILES["/" + path] + (b"x" if broken else b"")).hexdigest()
+    done = fetch_in_a_process(hub, tmp_path)
+    folder = tmp_path / "models" / "fcclip-convnext-large"
+    if broken:
+        assert done.returncode == 2 and "arrived with the wrong sha256" in done.stderr
+        assert not (folder / "decoder.safetensors").exists() and not (folder / registry.CHECKSUMS).exists()
+    else:
+        assert done.returncode == 0, done.stderr
+        assert sorted(registry.verify_folder(folder)) == ["clip.safetensors", "decoder.safetensors"]
+
+
+@pytest.mark.slow
+def test_without_a_network_the_last_line_says_what_to_do(tmp_path):
+    done = fetch_in_a_process("http://127.0.0.1:9", tmp_path)  # the hub's client tries for 20 seconds
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "check the network and try again, or download" in done.stderr.splitlines()[-1]
+
+
+def test_a_model_without_files_says_that_its_results_mean_nothing(tmp_path):
+    source = Path(registry.__file__).parent / "models/tiny/config.json"
+    (tmp_path / "bare").mkdir()
+    shutil.copy(source, tmp_path / "bare/config.json")
+    files = registry.locate(tmp_path / "bare")
+    assert "UNTRAINED" in files.notice
+    one, two = (registry.build_network(files)[0].state_dict() for _ in range(2))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_config_with_a_typo_names_it():
+    with pytest.raises(CheckpointError, match="unknown entries: chanels"):
+        FCCLIPConfig.from_dict({"clip_model": "RN50", "chanels": 3})
+
+
+def test_safetensors_are_what_is_written(tmp_path, small):
+    checkpoint.save_decoder(small[0], tmp_path / "d.safetensors", half=True)
+    stored = load_file(tmp_path / "d.safetensors")
+    assert all(value.dtype == torch.float16 for value in stored.values())
+    assert not any(key.startswith("clip.") for key in stored)

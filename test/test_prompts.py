@@ -1,0 +1,85 @@
+"""Concepts become unit rows: averaged over the templates, encoded once, and cached in files that are never just trusted."""
+
+import numpy as np
+import pytest
+import torch
+
+from vl4ad_model.errors import VocabularyError
+from vl4ad_model.network.clip import tokenizer
+from vl4ad_model.prompts import PROMPT_TEMPLATES, TextEncoder, average_templates
+
+
+def make(folder=None, key="weights", dimension=16):
+    table = torch.randn(49408, dimension, generator=torch.Generator().manual_seed(0))
+    tokenize, end = tokenizer("any", {"text_cfg": {"context_length": 24}})
+    return TextEncoder(
+        lambda tokens: table[tokens].mean(dim=1) + 1.0, tokenize, weights_key=key, end_token=end, cache_folder=folder
+    )
+
+
+def test_fourteen_templates_each_with_one_place_for_the_concept():
+    assert len(set(PROMPT_TEMPLATES)) == 14
+    assert all(template.count("{}") == 1 for template in PROMPT_TEMPLATES)
+
+
+def test_every_prompt_is_normalised_before_the_mean_and_the_mean_after():
+    embeddings = np.array([[[3.0, 0.0], [0.0, 0.5]]])
+    assert np.allclose(average_templates(embeddings), [[2**-0.5, 2**-0.5]])
+
+
+def test_rows_are_unit_in_order_and_do_not_depend_on_company():
+    rows = make().encode_concepts(["sofa", "tyre", "sofa"])
+    assert rows.dtype == np.float32 and np.allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-6)
+    assert np.array_equal(rows[0], rows[2])
+    assert np.allclose(make().encode_concepts(["tyre"])[0], rows[1], atol=1e-6)
+
+
+def test_a_new_concept_is_the_only_one_encoded(tmp_path):
+    encoder = make(tmp_path)
+    encoder.encode_concepts(["sofa", "tyre"])
+    assert encoder.encoded_concepts == 2
+    encoder.encode_concepts(["tyre", "sofa", "dog"])
+    assert encoder.encoded_concepts == 3
+    again = make(tmp_path)
+    again.encode_concepts(["dog", "sofa", "tyre"])
+    assert again.encoded_concepts == 0
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "foreign", "nan", "empty"])
+def test_a_cache_file_that_does_not_check_out_is_ignored_and_rewritten(tmp_path, damage):
+    expected = make(tmp_path).encode_concepts(["sofa"])
+    (path,) = tmp_path.rglob("*.bin")
+    content = bytearray(path.read_bytes())
+    other = make(tmp_path)
+    other.encode_concepts(["tyre"])
+    foreign = next(p for p in tmp_path.rglob("*.bin") if p != path).read_bytes()
+    nan = content[:41] + np.full(16, np.nan, np.float32).tobytes()
+    content[-1] ^= 1
+    path.write_bytes(
+        {"truncate": bytes(content[:-4]), "flip": bytes(content), "foreign": foreign, "nan": bytes(nan), "empty": b""}[damage]
+    )
+    encoder = make(tmp_path)
+    assert np.array_equal(encoder.encode_concepts(["sofa"]), expected) and encoder.encoded_concepts == 1
+    healed = make(tmp_path)
+    healed.encode_concepts(["sofa"])
+    assert healed.encoded_concepts == 0
+
+
+def test_other_weights_never_share_a_cache(tmp_path):
+    make(tmp_path).encode_concepts(["sofa"])
+    other = make(tmp_path, key="other weights")
+    other.encode_concepts(["sofa"])
+    assert other.encoded_concepts == 1
+
+
+def test_a_folder_that_cannot_be_written_costs_a_warning_and_nothing_else(tmp_path, caplog):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    encoder = make(blocked)
+    assert encoder.encode_concepts(["sofa", "tyre"]).shape == (2, 16)
+    assert sum("not cached" in record.message for record in caplog.records) == 1
+
+
+def test_a_text_that_the_encoder_would_cut_off_is_refused():
+    with pytest.raises(VocabularyError, match="too long for the text encoder"):
+        make().encode_concepts(["a very long list of words " * 5])

@@ -1,0 +1,127 @@
+"""The Segmenter: images in, maps out, words changed at any time without half measures."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from vl4ad_model.errors import ImageError, VocabularyError
+from vl4ad_model.segmenter import fit_image, fit_inside
+from vl4ad_model.vocabulary import Vocabulary
+
+
+def test_maps_have_the_size_and_types_they_promise(segmenter, street):
+    result = segmenter.segment(street)
+    assert result.labels.shape == result.anomaly.shape == (240, 320)
+    assert result.labels.dtype == np.uint8 and result.anomaly.dtype == np.float32
+    assert np.isfinite(result.anomaly).all() and result.labels.max() < 19
+    assert segmenter.segment(street, output_size="network").labels.shape == (384, 512)
+    assert segmenter.segment(street, output_size=(100, 90)).anomaly.shape == (100, 90)
+
+
+def test_the_same_image_gives_the_same_maps_alone_and_in_a_batch(segmenter, street):
+    other = street[::-1].copy()
+    small = street[:200, :300].copy()
+    alone = [segmenter.segment(image) for image in (street, small, other)]
+    together = segmenter.segment_batch([street, small, other])
+    for a, b in zip(alone, together, strict=True):
+        assert np.abs(a.anomaly - b.anomaly).max() < 1e-3
+        assert (a.labels != b.labels).mean() < 1e-3
+
+
+def test_new_words_cost_their_own_encoding_only_and_take_effect_at_once(segmenter, street):
+    version, before = segmenter.vocabulary_version, segmenter.encoded_concepts
+    plain = segmenter.vocabulary
+    try:
+        segmenter.vocabulary = plain.with_hazards(["a tyre nobody has named before|an unheard-of tire"])
+        assert segmenter.vocabulary_version == version + 1
+        assert segmenter.encoded_concepts == before + 2
+        assert segmenter.segment(street).vocabulary.names[19] == "a tyre nobody has named before"
+        segmenter.vocabulary = plain
+        segmenter.vocabulary = plain.with_hazards(["an unheard-of tire"])
+        assert segmenter.encoded_concepts == before + 2
+    finally:
+        segmenter.vocabulary = plain
+
+
+def test_bad_words_are_refused_and_the_old_ones_stay(segmenter):
+    words, version = segmenter.vocabulary, segmenter.vocabulary_version
+    with pytest.raises(VocabularyError):
+        segmenter.reconfigure(vocabulary=words.with_hazards(["word " * 39]), classifier="in_vocabulary")
+    with pytest.raises(VocabularyError, match="classifier 'best' is unknown"):
+        segmenter.classifier = "best"
+    assert segmenter.vocabulary is words and segmenter.vocabulary_version == version
+
+
+def test_no_image_ever_sees_half_a_change(segmenter, street):
+    plain = segmenter.vocabulary
+    choices = [plain.with_hazards(["sofa", "tyre"]), plain.with_hazards(["cow"])]
+    made = {segmenter.vocabulary_version: plain}
+    stop = threading.Event()
+
+    def change():
+        index = 0
+        while not stop.is_set():
+            version = segmenter.reconfigure(vocabulary=choices[index % 2])
+            made[version] = choices[index % 2]
+            index += 1
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        results = [segmenter.segment(street[:64, :96], output_size="network") for _ in range(6)]
+    finally:
+        stop.set()
+        thread.join()
+        segmenter.vocabulary = plain
+    for result in results:
+        assert made[result.vocabulary_version] == result.vocabulary
+        assert result.labels.max() < 19 + result.vocabulary.hazard_count
+
+
+def test_every_classifier_and_merging_runs(segmenter, street):
+    original = segmenter.classifier, segmenter.merge_classes
+    try:
+        for name in ("in_vocabulary", "out_of_vocabulary", "ensemble"):
+            for merge in (True, False):
+                segmenter.reconfigure(classifier=name, merge_classes=merge)
+                assert np.isfinite(segmenter.segment(street).anomaly).all()
+    finally:
+        segmenter.reconfigure(classifier=original[0], merge_classes=original[1])
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((10, 10), np.uint8), "of RGB"),
+        (np.zeros((0, 0, 3), np.uint8), "empty"),
+        (np.zeros((64, 64, 1), np.uint8), "of RGB"),
+        (np.zeros((64, 64, 3), np.uint16), "uint16"),
+        (np.zeros((2, 40000, 3), np.uint8), "40000x2"),
+        ("file.png", "of RGB"),
+    ],
+)
+def test_what_is_no_image_is_said_to_be_none(segmenter, image, message):
+    with pytest.raises(ImageError, match=message):
+        segmenter.segment(image)
+
+
+def test_one_resize_rule_keeps_the_shape_and_pads_below_and_right():
+    assert fit_inside((720, 1280), (384, 640)) == (360, 640)
+    assert fit_inside((1000, 500), (384, 640)) == (384, 192)
+    assert fit_inside((31, 77), None) == (31, 77)
+    image = np.full((720, 1280, 3), 200, np.uint8)
+    fitted = fit_image(image, (360, 640), (384, 640), (1, 2, 3))
+    assert fitted.shape == (384, 640, 3)
+    assert (fitted[:360] == 200).all() and (fitted[360:] == (1, 2, 3)).all()
+
+
+def test_a_vocabulary_of_ones_own(segmenter, street, tmp_path):
+    path = tmp_path / "two.yaml"
+    path.write_text("classes: [{name: ground, concepts: [road, floor]}, {name: rest, concepts: [thing]}]")
+    plain = segmenter.vocabulary
+    try:
+        segmenter.vocabulary = Vocabulary.from_yaml(path)
+        assert segmenter.segment(street).labels.max() <= 1
+    finally:
+        segmenter.vocabulary = plain

@@ -1,0 +1,155 @@
+"""`vl4ad benchmark network`: time and memory of every stage of a model, as a share of the whole."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def benchmark_network(
+    model: Annotated[str, typer.Option(help="Model name or folder.")] = "tiny",
+    height: Annotated[int, typer.Option(help="Image height.")] = 0,
+    width: Annotated[int, typer.Option(help="Image width; 0 = the model's own size.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    repeat: Annotated[int, typer.Option(help="Timed runs; the median is shown.")] = 3,
+    hazards: Annotated[int, typer.Option(help="Number of hazard prompts.")] = 8,
+    untrained: Annotated[bool, typer.Option(help="Deterministic weights: needs no download, takes the same time.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there.")] = None,
+) -> None:
+    """CPU seconds and peak memory of every stage, on this machine."""
+    from rich.console import Console
+    from rich.table import Table
+
+    result = measure_network(model, height, width, threads, repeat, hazards, untrained)
+    table = Table("stage", "CPU s", "share", "peak memory above start, MB", title=result["title"])
+    for row in result["stages"]:
+        table.add_row(row["stage"], f"{row['cpu_s']:.3f}", f"{row['share']:.1%}", f"{row['peak_mb']:.0f}")
+    table.add_section()
+    table.add_row("outside the image backbone", f"{result['outside_backbone_s']:.3f}", "", "")
+    table.add_row("whole image", f"{result['total_s']:.3f}", "100.0%", "")
+    table.add_row("scoring's peak above the network's", "", "", f"{result['scoring_above_network_mb']:.0f}")
+    Console().print(table)
+    if json_file:
+        json_file.write_text(json.dumps(result, indent=1))
+
+
+def measure_network(
+    model: str, height: int, width: int, threads: int, repeat: int, hazards: int, untrained: bool
+) -> dict[str, Any]:
+    """The numbers behind the table: per stage CPU seconds (median) and peak resident memory above the loaded model, MB."""
+    import numpy as np
+    import torch
+
+    from vl4ad_model import registry
+    from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
+    from vl4ad_model.scoring import Scorer, prepare_classifier
+    from vl4ad_model.vocabulary import Vocabulary
+
+    torch.set_num_threads(threads)
+    if untrained and model in registry.MODELS and registry.MODELS[model].folder is None:
+        from vl4ad_model.network.deterministic import fill_deterministically
+
+        config = FCCLIPConfig.from_dict(registry.MODELS[model].config)
+        network = FCCLIP(config).eval()
+        fill_deterministically(network)
+    else:
+        network, config = registry.build_network(registry.locate(model))
+    default = config.network_size or (512, 1024)
+    height, width = height or default[0], width or default[1]
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, height, width), dtype=np.uint8))
+    vocabulary = Vocabulary.cityscapes().with_hazards([f"hazard {i}|danger {i}" for i in range(hazards)])
+    count = sum(map(len, vocabulary.concept_groups))
+    rows = np.random.default_rng(1).standard_normal((count, network.clip.embed_dim)).astype(np.float32)
+    classifier = prepare_classifier(
+        vocabulary,
+        rows / np.linalg.norm(rows, axis=1, keepdims=True),
+        classifier=config.classifier,
+        merge_classes=True,
+        void=network.void_embedding.weight[0],
+        in_logit_scale=network.mask_decoder.logit_scale.item(),
+        out_logit_scale=network.clip.logit_scale.item(),
+    )
+    pooled = classifier.needs_pooled
+    scorer = Scorer()
+    state: dict[str, Any] = {}
+
+    def proposals():
+        from vl4ad_model.network.proposals import MaskProposals
+
+        embeddings, valid = state["pooled"] if pooled else (None, None)
+        heads = state["masks"]
+        return MaskProposals(
+            heads.mask_logits,
+            heads.query_embeddings,
+            embeddings,
+            valid if network.clip.is_resnet else None,
+            (height, width),
+            (int(state["input"].shape[-2]), int(state["input"].shape[-1])),
+        )
+
+    stages: list[tuple[str, Callable[[], Any], str]] = [
+        ("normalise and pad", lambda: network.normalize(image), "input"),
+        ("image backbone (CLIP)", lambda: network.clip(state["input"]), "features"),
+        ("pixel decoder", lambda: network.pixel_decoder(state["features"].pyramid), "pixels"),
+        ("mask decoder", lambda: network.mask_decoder(state["pixels"])[-1], "masks"),
+    ]
+    if pooled:
+        stages.append(
+            (
+                "mask-pooled CLIP branch",
+                lambda: network.clip.pool(state["features"].dense, state["masks"].mask_logits),
+                "pooled",
+            )
+        )
+    stages.append(("scoring to label and anomaly map", lambda: scorer.score(proposals(), classifier), "maps"))
+    times: dict[str, list[float]] = {name: [] for name, _, _ in stages}
+    peaks: dict[str, float] = {name: 0.0 for name, _, _ in stages}
+    start = resident_mb("VmRSS")
+    with torch.inference_mode():
+        for index in range(repeat + 1):
+            for name, action, key in stages:
+                reset_peak()
+                began = time.process_time()
+                state[key] = action()
+                spent = time.process_time() - began
+                peaks[name] = max(peaks[name], resident_mb("VmHWM") - start)
+                if index:  # the first run warms up
+                    times[name].append(spent)
+            del state["features"], state["pixels"]
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    total = sum(medians.values())
+    scoring_name = stages[-1][0]
+    network_peak = max(peak for name, peak in peaks.items() if name != scoring_name)
+    return {
+        "title": f"{model}, {height}x{width}, {threads} thread(s), median of {repeat}"
+        + (", deterministic weights" if untrained else ""),
+        "stages": [
+            {"stage": name, "cpu_s": medians[name], "share": medians[name] / total, "peak_mb": peaks[name]} for name, _, _ in stages
+        ],
+        "total_s": total,
+        "outside_backbone_s": total - medians["image backbone (CLIP)"],
+        "scoring_above_network_mb": max(0.0, peaks[scoring_name] - network_peak),
+    }
+
+
+def reset_peak() -> None:
+    """Forget the process's peak memory so far (Linux; elsewhere peaks are of the whole run)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def resident_mb(field: str) -> float:
+    """VmRSS (now) or VmHWM (peak) of this process in MB; 0 where /proc does not tell."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return 0.0

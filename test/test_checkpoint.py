@@ -179,7 +179,7 @@ def test_a_pickled_function_is_never_run(tmp_path):
 def test_an_unknown_model_and_a_model_that_is_not_here_say_what_to_do(cache):
     with pytest.raises(ModelNotFoundError, match="known are tiny, fcclip-r50, fcclip-convnext-large"):
         registry.locate("fcclip-r51")
-    with pytest.raises(ModelNotFoundError, match="fcclip_cocopan_r50.pth"):
+    with pytest.raises(ModelNotFoundError, match=r"fcclip_cocopan_r50\.pth"):
         registry.locate("fcclip-r50", offline=True)
     with pytest.raises(ModelNotFoundError, match="go online once, or download"):
         registry.locate("fcclip-convnext-large", offline=True)

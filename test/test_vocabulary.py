@@ -74,7 +74,7 @@ def test_colours_of_hazards_differ_from_each_other_and_from_the_classes():
     ],
 )
 def test_a_bad_hazard_prompt_is_refused_with_the_reason(prompts, reason):
-    with pytest.raises(VocabularyError, match=".*") as caught:
+    with pytest.raises(VocabularyError) as caught:
         Vocabulary.cityscapes().with_hazards(prompts)
     assert reason in str(caught.value) and "\n" not in str(caught.value)
 

@@ -1,0 +1,142 @@
+"""GLSL: one program that shades every procedural material with sun, shadow, sky light and fog, and writes exact ids."""
+
+COMMON = """
+#version 330 core
+float hash(vec3 p){ p = fract(p*0.3183099+.1); p *= 17.0; return fract(p.x*p.y*p.z*(p.x+p.y+p.z)); }
+float noise(vec3 x){
+  vec3 i=floor(x), f=fract(x); f=f*f*(3.0-2.0*f);
+  return mix(mix(mix(hash(i),hash(i+vec3(1,0,0)),f.x),mix(hash(i+vec3(0,1,0)),hash(i+vec3(1,1,0)),f.x),f.y),
+             mix(mix(hash(i+vec3(0,0,1)),hash(i+vec3(1,0,1)),f.x),mix(hash(i+vec3(0,1,1)),hash(i+vec3(1,1,1)),f.x),f.y),f.z);
+}
+float fbm(vec3 p){ return 0.5*noise(p)+0.3*noise(p*2.7+3.1)+0.2*noise(p*6.9+7.7); }
+"""
+
+VERTEX = (
+    COMMON
+    + """
+in vec3 in_position; in vec3 in_normal;
+in vec4 in_row0; in vec4 in_row1; in vec4 in_row2;
+in vec3 in_color; in vec3 in_color2;
+in vec4 in_look;   // material, texture, gloss, emission
+in vec4 in_tag;    // displacement, class, instance, seed
+uniform mat4 view_projection; uniform mat4 shadow_matrix; uniform vec3 bend;
+out vec3 world; out vec3 local; out vec3 normal; out vec3 color; out vec3 color2; out vec4 look; out float seed; out vec4 shadow;
+flat out uvec2 ids;
+void main(){
+  vec3 p=in_position;
+  if(in_tag.x>0.0) p*=1.0+in_tag.x*(2.0*fbm(p*5.0+in_tag.w)-1.0);
+  vec3 w=vec3(dot(in_row0,vec4(p,1)),dot(in_row1,vec4(p,1)),dot(in_row2,vec4(p,1)));
+  vec3 size=vec3(length(vec3(in_row0.x,in_row1.x,in_row2.x)),length(vec3(in_row0.y,in_row1.y,in_row2.y)),
+                 length(vec3(in_row0.z,in_row1.z,in_row2.z)));
+  vec3 n=in_normal/size;
+  vec3 c0=vec3(in_row0.x,in_row1.x,in_row2.x)/size.x, c1=vec3(in_row0.y,in_row1.y,in_row2.y)/size.y,
+       c2=vec3(in_row0.z,in_row1.z,in_row2.z)/size.z;
+  normal=normalize(c0*n.x+c1*n.y+c2*n.z);
+  local=p*size; world=w;
+  float y=max(w.y,0.0);
+  w.x+=bend.x*y*y; w.z+=bend.y*y*y+bend.z*y;   // curves and hills
+  color=in_color; color2=in_color2; look=in_look; seed=in_tag.w;
+  ids=uvec2(uint(in_tag.y+.5),uint(in_tag.z+.5));
+  shadow=shadow_matrix*vec4(w,1);
+  gl_Position=view_projection*vec4(w,1);
+}
+"""
+)
+
+FRAGMENT = (
+    COMMON
+    + """
+in vec3 world; in vec3 local; in vec3 normal; in vec3 color; in vec3 color2; in vec4 look; in float seed; in vec4 shadow;
+flat in uvec2 ids;
+uniform vec3 sun_direction; uniform vec3 sun_color; uniform vec3 sky_color; uniform vec3 ground_color; uniform vec3 fog_color;
+uniform float fog_density; uniform vec3 eye; uniform sampler2DShadow shadow_map; uniform float wetness; uniform float snow;
+layout(location=0) out vec4 out_color; layout(location=1) out uvec2 out_ids;
+vec2 plane(){ vec3 a=abs(normal); return a.x>a.y&&a.x>a.z?world.yz:(a.y>a.z?world.xz:world.xy); }
+void main(){
+  int m=int(look.x+.5); float t=look.y; vec3 n=normalize(normal); vec3 albedo=color; float gloss=look.z; float glow=0.0;
+  vec3 q=local+seed; vec2 uv=plane();
+  float grime=fbm(world*0.7+seed), fine=fbm(q*9.0*t);
+  if(m==0) albedo*=0.85+0.3*fine;
+  else if(m==1){ float g=noise(world*38.0); float patches=fbm(world*vec3(.35,.12,.35));
+    albedo*=0.72+0.36*g*0.6+0.5*(patches-.4); float crack=abs(fbm(world*vec3(1.1,.6,1.1))-.5); albedo*=crack<.004*smoothstep(.45,.7,fbm(world*.2+9.))?0.7:1.0; gloss+=wetness*0.7; }
+  else if(m==2){ vec2 s=uv*vec2(.55,.36)*t; vec2 f=fract(s), c=floor(s); float r=hash(vec3(c,seed));
+    bool pane=f.x>.2&&f.x<.8&&f.y>.22&&f.y<.82;
+    albedo=mix(color,color*.8,grime);
+    if(abs(n.z)<.5&&pane){ bool bar=abs(f.x-.5)<.025||abs(f.y-.58)<.02; albedo=bar?color*.6+.2:color2*(0.6+.9*r); gloss=.9; glow=look.w*(r>.55?1.0:0.0); }
+    else { if(f.y<.22&&f.y>.16&&f.x>.15&&f.x<.85) albedo*=1.2; albedo*=.85+.3*noise(vec3(uv*7.0,seed)); } }
+  else if(m==3){ vec2 s=uv*vec2(4.5,13.0)*.6*t; s.x+=.5*mod(floor(s.y),2.0); vec2 f=fract(s);
+    bool mortar=f.x<.06||f.y<.12; albedo=mortar?color2:color*(.75+.5*hash(vec3(floor(s),seed))); }
+  else if(m==4){ float l=noise(q*6.0*t)*.6+noise(q*17.0*t)*.4; albedo=mix(color2,color*1.25,smoothstep(.3,.72,l));
+    n=normalize(n+1.2*vec3(noise(q*11.0)-.5,noise(q*11.0+5.)-.5,noise(q*11.0+9.)-.5)); }
+  else if(m==5) albedo*=.95+.1*grime;
+  else if(m==6) albedo=color*(.7+.6*fbm(world*.4));
+  else if(m==7){ float g=noise(vec3(q.x*2.0,q.y*2.0,q.z*2.0)*vec3(8,1.2,8)*t); albedo*=.65+.6*g; }
+  else if(m==8){ float s=fract((local.x+local.z*.6)*t); albedo=s<.5?color:color2; }
+  else if(m==10){ vec2 s=uv*1.1*t; vec2 f=fract(s); albedo=mix(color,color2,step(.55,hash(vec3(floor(s),seed)))*.6);
+    if(f.x<.03||f.y<.03) albedo*=.72; albedo*=.85+.3*noise(vec3(uv*15.0,1)); }
+  else if(m==11){ vec2 s=(abs(normal.x)>.7?local.yz:local.xz)*7.0*t; float g=hash(vec3(floor(s*vec2(1.6,1.0)),seed)); bool line=fract(s.y)>.3;
+    albedo=(line&&g>.5)?color2:color; }
+  else if(m==12){ float w=.5+.5*sin(uv.x*160.0)*sin(uv.y*160.0); albedo*=.75+.3*fine+.15*w; }
+  else if(m==13){ float b=noise(world*vec3(22.,22.,1.))*.6+noise(world*3.)*.4; albedo=mix(color2,color,b+.25*(fbm(world*.3)-.5)); }
+  else if(m==14){ albedo*=.8+.35*noise(vec3(q.xy*3.0,q.z*40.0)); gloss=max(gloss,.5); }
+  else if(m==15){ float f=fbm(q*vec3(18,18,40)); albedo=mix(color,color2,smoothstep(.55,.75,fbm(q*2.3))*.7)*(.65+.7*f); }
+  albedo*=.8+.35*grime;
+  float up=clamp(n.z,0.,1.); albedo=mix(albedo,vec3(.88,.9,.94),snow*smoothstep(.35,.8,up*(.6+.7*fbm(world*.8))));
+  vec3 v=normalize(eye-world); float nl=max(dot(n,sun_direction),0.0);
+  vec3 s=shadow.xyz/shadow.w*.5+.5; float lit=1.0;
+  if(all(greaterThan(s,vec3(0)))&&all(lessThan(s,vec3(1)))){ lit=0.0; float b=.0015+.003*(1.-nl); float e=1./1024.;
+    for(int i=-1;i<=1;i+=2)for(int j=-1;j<=1;j+=2) lit+=.25*texture(shadow_map,vec3(s.xy+vec2(i,j)*e*.7,s.z-b)); }
+  vec3 light=sun_color*nl*lit+mix(ground_color,sky_color,.5+.5*n.z);
+  vec3 h=normalize(v+sun_direction); float fresnel=pow(1.-max(dot(n,v),0.),4.);
+  vec3 reflected=reflect(-v,n); vec3 sky=mix(ground_color,sky_color*1.2,smoothstep(-.1,.4,reflected.z));
+  vec3 c=albedo*light+gloss*(sky*(.08+.6*fresnel)+sun_color*lit*pow(max(dot(n,h),0.),60.)*.8);
+  if(m==9||look.w>0.&&m!=2) c+=color*look.w*1.6;
+  c+=vec3(1.,.82,.5)*glow;
+  float d=length(eye-world); c=mix(fog_color,c,exp(-fog_density*d));
+  out_color=vec4(c,1); out_ids=ids;
+}
+"""
+)
+
+SKY_VERTEX = """
+#version 330 core
+in vec2 in_corner; out vec2 corner; void main(){ corner=in_corner; gl_Position=vec4(in_corner,.9999999,1); }
+"""
+SKY_FRAGMENT = (
+    COMMON
+    + """
+in vec2 corner; uniform mat4 inverse_view; uniform vec3 sky_top; uniform vec3 sky_low; uniform vec3 cloud_color; uniform float clouds;
+uniform vec3 sun_direction; uniform vec3 sun_color; uniform float seed;
+layout(location=0) out vec4 out_color; layout(location=1) out uvec2 out_ids;
+void main(){
+  vec4 far=inverse_view*vec4(corner,1,1); vec3 d=normalize(far.xyz/far.w); float e=max(d.z,0.);
+  vec3 c=mix(sky_low,sky_top,pow(e,.5)); vec2 p=d.xy/(e+.12);
+  float f=fbm(vec3(p*.9,seed))*.6+fbm(vec3(p*2.6,seed+3.))*.4; c=mix(c,cloud_color,smoothstep(1.-clouds,1.25-clouds,f)*smoothstep(0.,.12,e+.03));
+  c+=sun_color*.25*pow(max(dot(d,sun_direction),0.),200.);
+  out_color=vec4(c,1); out_ids=uvec2(10u,0u);
+}
+"""
+)
+DEPTH_FRAGMENT = """
+#version 330 core
+void main(){}
+"""
+CUTOUT_VERTEX = """
+#version 330 core
+in vec2 in_corner; in vec4 in_place; in vec4 in_look; in vec2 in_ids;   // place: x y z yaw; look: width height layer brightness
+uniform mat4 view_projection; uniform vec3 bend; out vec3 uv; out float brightness; out vec3 world; flat out uvec2 ids;
+void main(){
+  vec3 w=in_place.xyz+vec3(cos(in_place.w),sin(in_place.w),0)*in_corner.x*.5*in_look.x+vec3(0,0,1)*(in_corner.y*.5+.5)*in_look.y;
+  world=w; float y=max(w.y,0.); w.x+=bend.x*y*y; w.z+=bend.y*y*y+bend.z*y;
+  uv=vec3(in_corner.x*.5+.5,.5-in_corner.y*.5,in_look.z); brightness=in_look.w; ids=uvec2(uint(in_ids.x+.5),uint(in_ids.y+.5));
+  gl_Position=view_projection*vec4(w,1);
+}
+"""
+CUTOUT_FRAGMENT = """
+#version 330 core
+in vec3 uv; in float brightness; in vec3 world; flat in uvec2 ids; uniform sampler2DArray pictures; uniform vec3 light; uniform vec3 eye;
+uniform vec3 fog_color; uniform float fog_density;
+layout(location=0) out vec4 out_color; layout(location=1) out uvec2 out_ids;
+void main(){ vec4 c=texture(pictures,uv); if(c.a<.5) discard; vec3 l=c.rgb/max(c.a,.01)*light*brightness;
+  out_color=vec4(mix(fog_color,l,exp(-fog_density*length(eye-world))),1); out_ids=ids; }
+"""

@@ -81,7 +81,12 @@ def load(paths: list[Path]) -> np.ndarray:
     pictures = np.zeros((len(paths), SIZE, SIZE, 4), np.uint8)
     for index, path in enumerate(paths):
         with Image.open(path) as image:
-            rgba = np.asarray(image.convert("RGBA").resize((SIZE, SIZE))).astype(np.float32)
+            picture = image.convert("RGBA")
+        picture = picture.crop(picture.getchannel("A").point(lambda alpha: 255 * (alpha > 127)).getbbox())
+        side = max(picture.size)
+        square = Image.new("RGBA", (side, side))
+        square.paste(picture, ((side - picture.width) // 2, side - picture.height))  # it stands on the ground
+        rgba = np.asarray(square.resize((SIZE, SIZE))).astype(np.float32)
         rgba[..., :3] = (rgba[..., :3] / 255) ** 2.2 * 255 * rgba[..., 3:] / 255
         pictures[index] = rgba
     return pictures

@@ -105,7 +105,9 @@ def tree_trunk(p: Pen, r) -> None:
     p.rod((-length / 2, 0, d / 2), (length / 2, 0, d / 2), d, bark, material="wood", texture=4)
     for _ in range(int(r.integers(0, 5))):
         x = r.uniform(-length / 2, length / 2)
-        p.rod((x, 0, d / 2), (x + r.uniform(-0.5, 0.5), r.uniform(-0.8, 0.8), d + r.uniform(0.2, 0.9)), d * 0.3, bark, material="wood")
+        p.rod(
+            (x, 0, d / 2), (x + r.uniform(-0.5, 0.5), r.uniform(-0.8, 0.8), d + r.uniform(0.2, 0.9)), d * 0.3, bark, material="wood"
+        )
 
 
 def chair(p: Pen, r) -> None:
@@ -185,10 +187,14 @@ def stroller(p: Pen, r) -> None:
     p.rod((-0.24, -0.45, 1.0), (0.24, -0.45, 1.0), 0.04, RUBBER)
 
 
-def _animal(p: Pen, r, *, length, height, girth, neck, head, color, color2, tail=0.3, horns=0.0, ears=0.1, wool=0.0, material="fur"):
+def _animal(
+    p: Pen, r, *, length, height, girth, neck, head, color, color2, tail=0.3, horns=0.0, ears=0.1, wool=0.0, material="fur"
+):
     """A four-legged animal along y, head at -y."""
     body = height * 0.68
-    p.draw("blob", (0, 0, body), (girth, length, girth * 1.05), color, color2=color2, material=material, displacement=wool, texture=2)
+    p.draw(
+        "blob", (0, 0, body), (girth, length, girth * 1.05), color, color2=color2, material=material, displacement=wool, texture=2
+    )
     p.draw("blob", (0, -length * 0.3, body), (girth * 0.98, length * 0.4, girth * 1.15), color, color2=color2, material=material,
            displacement=wool)  # fmt: skip
     for x in (-girth * 0.3, girth * 0.3):
@@ -197,23 +203,46 @@ def _animal(p: Pen, r, *, length, height, girth, neck, head, color, color2, tail
             p.rod((x, y, body), (x, y + swing, 0), girth * 0.22, np.asarray(color) * 0.85, material=material)
     tip = np.array((0, -length * 0.5 - neck * 0.55, body + neck * r.uniform(0.5, 0.95)))
     p.rod((0, -length * 0.38, body + girth * 0.15), tip, girth * 0.45, color, material=material)
-    p.draw("blob", tip + (0, -head * 0.3, 0), (head * 0.55, head * 1.1, head * 0.6), color, color2=color2, material=material, pitch=-0.3)
+    p.draw(
+        "blob",
+        tip + (0, -head * 0.3, 0),
+        (head * 0.55, head * 1.1, head * 0.6),
+        color,
+        color2=color2,
+        material=material,
+        pitch=-0.3,
+    )
     for x in (-1, 1):
-        p.draw("cone", tip + (x * head * 0.25, 0.02, head * 0.35), (ears, ears * 0.6, ears * 2.2), np.asarray(color) * 0.8, roll=x * 0.5)
+        p.draw(
+            "cone",
+            tip + (x * head * 0.25, 0.02, head * 0.35),
+            (ears, ears * 0.6, ears * 2.2),
+            np.asarray(color) * 0.8,
+            roll=x * 0.5,
+        )
         if horns:
-            p.rod(tip + (x * head * 0.15, 0, head * 0.25), tip + (x * horns * 0.6, 0.05, head * 0.2 + horns), 0.035, (0.75, 0.7, 0.6))
-    p.rod((0, length * 0.48, body + girth * 0.2), (0, length * 0.55 + tail * 0.4, body - tail * 0.5), girth * 0.12, np.asarray(color) * 0.7)
+            p.rod(
+                tip + (x * head * 0.15, 0, head * 0.25), tip + (x * horns * 0.6, 0.05, head * 0.2 + horns), 0.035, (0.75, 0.7, 0.6)
+            )
+    p.rod(
+        (0, length * 0.48, body + girth * 0.2),
+        (0, length * 0.55 + tail * 0.4, body - tail * 0.5),
+        girth * 0.12,
+        np.asarray(color) * 0.7,
+    )
 
 
 def _coat(r) -> np.ndarray:
-    return np.array(r.choice([(0.45, 0.3, 0.17), (0.2, 0.15, 0.12), (0.75, 0.65, 0.5), (0.5, 0.48, 0.46), (0.85, 0.83, 0.8)])) * r.uniform(
-        0.7, 1.15
-    )
+    return np.array(
+        r.choice([(0.45, 0.3, 0.17), (0.2, 0.15, 0.12), (0.75, 0.65, 0.5), (0.5, 0.48, 0.46), (0.85, 0.83, 0.8)])
+    ) * r.uniform(0.7, 1.15)
 
 
 def dog(p: Pen, r) -> None:
     h = r.uniform(0.4, 0.75)
-    _animal(p, r, length=h * 1.1, height=h, girth=h * 0.38, neck=h * 0.4, head=h * 0.4, color=_coat(r), color2=_coat(r), tail=h * 0.7)
+    _animal(
+        p, r, length=h * 1.1, height=h, girth=h * 0.38, neck=h * 0.4, head=h * 0.4, color=_coat(r), color2=_coat(r), tail=h * 0.7
+    )
 
 
 def cow(p: Pen, r) -> None:
@@ -237,7 +266,9 @@ def sheep(p: Pen, r) -> None:
 
 def horse(p: Pen, r) -> None:
     h = r.uniform(1.4, 1.7)
-    _animal(p, r, length=h * 1.15, height=h, girth=h * 0.36, neck=h * 0.55, head=h * 0.36, color=_coat(r), color2=_coat(r), tail=1.2)
+    _animal(
+        p, r, length=h * 1.15, height=h, girth=h * 0.36, neck=h * 0.55, head=h * 0.36, color=_coat(r), color2=_coat(r), tail=1.2
+    )
 
 
 def bucket(p: Pen, r) -> None:
@@ -259,7 +290,15 @@ def crate(p: Pen, r) -> None:
 
 def umbrella(p: Pen, r) -> None:
     c = any_color(r)
-    p.draw("cone", (0, 0, 0.75), (1.1, 1.1, 0.35), c, color2=any_color(r), material=r.choice(["stripes", "fabric"]), pitch=r.uniform(-0.9, 0.9))
+    p.draw(
+        "cone",
+        (0, 0, 0.75),
+        (1.1, 1.1, 0.35),
+        c,
+        color2=any_color(r),
+        material=r.choice(["stripes", "fabric"]),
+        pitch=r.uniform(-0.9, 0.9),
+    )
     p.rod((0, 0, 0.05), (0, 0, 0.85), 0.025, METAL)
 
 
@@ -273,7 +312,16 @@ def broken_glass(p: Pen, r) -> None:
 def mattress(p: Pen, r) -> None:
     c = np.full(3, r.uniform(0.6, 0.95)) * r.uniform(0.9, 1.1, 3)
     tilt = r.choice([0.0, 0.0, 1.2])
-    p.draw("box", (0, 0, 0.12 if tilt == 0 else 0.75), (r.uniform(0.9, 1.6), 2.0, 0.22), c, color2=c * 0.8, material="tiles", texture=5, pitch=tilt)
+    p.draw(
+        "box",
+        (0, 0, 0.12 if tilt == 0 else 0.75),
+        (r.uniform(0.9, 1.6), 2.0, 0.22),
+        c,
+        color2=c * 0.8,
+        material="tiles",
+        texture=5,
+        pitch=tilt,
+    )
 
 
 def pipe(p: Pen, r) -> None:
@@ -320,7 +368,14 @@ def skateboard(p: Pen, r) -> None:
 def sandbag(p: Pen, r) -> None:
     c = np.array((0.62, 0.53, 0.38)) * r.uniform(0.7, 1.2)
     for i in range(int(r.integers(1, 7))):
-        p.draw("blob", ((i % 3) * 0.5 - 0.5, r.uniform(-0.1, 0.1), 0.13 + 0.2 * (i // 3)), (0.62, 0.42, 0.26), c, material="fabric", displacement=0.1)
+        p.draw(
+            "blob",
+            ((i % 3) * 0.5 - 0.5, r.uniform(-0.1, 0.1), 0.13 + 0.2 * (i // 3)),
+            (0.62, 0.42, 0.26),
+            c,
+            material="fabric",
+            displacement=0.1,
+        )
 
 
 def sofa(p: Pen, r) -> None:

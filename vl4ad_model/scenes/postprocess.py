@@ -19,7 +19,8 @@ def develop(image: np.ndarray, light: Light, r: np.random.Generator) -> np.ndarr
     if r.random() < 0.5:
         x = x * (1.0 + 0.15 * x) / (1.0 + x * 0.75)  # filmic shoulder
     x = np.clip(x, 0, 1) ** (1 / r.uniform(1.9, 2.5))
-    x = x * np.exp(r.normal(0, 0.035, 3))  # white balance
+    cast = x.mean(axis=(0, 1))
+    x = x * (cast.mean() / cast) ** 0.2 * np.exp(r.normal(0, 0.03, 3))  # white balance, as far as cameras get it right
     grey = x.mean(axis=2, keepdims=True)
     x = grey + (x - grey) * r.uniform(0.55, 1.35)
     x = 0.5 + (x - 0.5) * r.uniform(0.85, 1.3)
@@ -36,12 +37,12 @@ def develop(image: np.ndarray, light: Light, r: np.random.Generator) -> np.ndarr
         dx, dy = np.cos(angle) * length, np.sin(angle) * length
         cv2.line(kernel, (round(length - dx / 2), round(length - dy / 2)), (round(length + dx / 2), round(length + dy / 2)), 1.0)
         x = cv2.filter2D(x.astype(np.float32), -1, kernel / kernel.sum())
-    vignette = 1 - r.uniform(0, 0.35) * (
+    vignette = 1 - r.uniform(0, 0.2) * (
         np.linspace(-1, 1, height)[:, None] ** 2 + np.linspace(-1, 1, width)[None] ** 2
     ).astype(np.float32)  # fmt: skip
     x = x * vignette[..., None]
     noise = r.normal(0, 1, x.shape).astype(np.float32)
     if r.random() < 0.5:
         noise = cv2.GaussianBlur(noise, (0, 0), 0.7) * 1.6
-    x = x + noise * r.uniform(0.003, 0.03) * (1 + light.night)
+    x = x + noise * r.uniform(0.002, 0.03) * r.uniform(0.3, 1) * (1 + light.night)
     return (np.clip(x, 0, 1) * 255 + 0.5).astype(np.uint8)

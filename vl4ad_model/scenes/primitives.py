@@ -82,6 +82,94 @@ def _prism() -> np.ndarray:
     return _flat(np.array([c[list(f)] for f in faces]))
 
 
+def _normals(points: np.ndarray) -> np.ndarray:
+    """Smooth outward normals of a closed lattice (rows along, columns around)."""
+    along = np.gradient(points, axis=0)
+    wrapped = np.concatenate((points[:, -2:-1], points, points[:, 1:2]), axis=1)
+    around = (wrapped[:, 2:] - wrapped[:, :-2]) / 2
+    normal = np.cross(around, along)
+    normal /= np.linalg.norm(normal, axis=2, keepdims=True) + 1e-9
+    center = points.mean(axis=1, keepdims=True)
+    return normal * np.where((normal * (points - center)).sum() < 0, -1, 1)
+
+
+def _rounded(power: float) -> np.ndarray:
+    """A box with rounded edges: the superellipsoid of an exponent below 1."""
+
+    def bend(value: np.ndarray) -> np.ndarray:
+        return 0.5 * np.sign(value) * np.abs(value) ** power
+
+    polar, angle = np.linspace(-np.pi / 2, np.pi / 2, 13)[:, None], np.linspace(0, 2 * np.pi, 25)[None]
+    ring = np.abs(np.cos(polar)) ** power
+    points = np.stack((bend(np.cos(angle)) * ring, bend(np.sin(angle)) * ring, bend(np.sin(polar)) + 0 * angle), axis=-1)
+    normals = np.stack(
+        [np.sign(points[..., i]) * np.abs(2 * points[..., i]) ** (2 / power - 1) for i in range(3)], axis=-1
+    )  # fmt: skip
+    normals /= np.linalg.norm(normals, axis=2, keepdims=True) + 1e-9
+    return _surface(points, normals, 12, 24)
+
+
+def _loft(stations: list[tuple[float, float, float, float, float]], sharpness: float) -> np.ndarray:
+    """A body along y from (y, bottom z, top z, half width at the bottom, half width at the top), each section a rounded trapezium."""
+    angle = np.linspace(0, 2 * np.pi, 21)
+    across = np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** sharpness
+    upward = np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** sharpness
+    rings = []
+    for y, low, high, wide_low, wide_high in stations:
+        z = (low + high) / 2 + upward * (high - low) / 2
+        half = wide_low + (wide_high - wide_low) * (upward + 1) / 2
+        rings.append(np.stack((across * half, np.full_like(z, y), z - 0.5), axis=-1))
+    first, last = rings[0].mean(axis=0, keepdims=True), rings[-1].mean(axis=0, keepdims=True)
+    points = np.stack([np.repeat(first, 21, axis=0), *rings, np.repeat(last, 21, axis=0)])
+    normals = _normals(points)
+    normals[0], normals[-1] = (0, -1, 0), (0, 1, 0)
+    return _surface(points, normals, len(points) - 1, 20)
+
+
+# Cars in side view, as fractions of length (front -0.5, rear 0.5) and height (ground 0, roof 1).
+# height of bonnet, height of boot, sill, foot of the windscreen, front and rear edge of the roof, foot of the rear window
+CAR_PROFILES: dict[str, tuple[float, float, float, float, float, float, float]] = {
+    "sedan": (0.58, 0.64, 0.14, -0.23, -0.05, 0.17, 0.35),
+    "hatch": (0.57, 0.62, 0.14, -0.26, -0.07, 0.31, 0.46),
+    "estate": (0.58, 0.62, 0.14, -0.23, -0.05, 0.39, 0.48),
+    "suv": (0.60, 0.62, 0.2, -0.25, -0.09, 0.38, 0.47),
+    "van": (0.52, 0.55, 0.16, -0.41, -0.2, 0.46, 0.49),
+    "pickup": (0.58, 0.56, 0.22, -0.24, -0.09, 0.09, 0.13),
+    "coupe": (0.56, 0.63, 0.13, -0.2, 0.0, 0.1, 0.42),
+}
+
+
+def _car_body(profile) -> np.ndarray:
+    bonnet, boot, sill, screen, _, _, back = profile
+    return _loft(
+        [
+            (-0.5, sill + 0.12, bonnet - 0.16, 0.36, 0.34), (-0.488, sill + 0.04, bonnet - 0.1, 0.43, 0.41), (-0.45, sill, bonnet - 0.06, 0.475, 0.45),
+            (-0.36, sill, bonnet - 0.02, 0.495, 0.465), (screen, sill - 0.01, bonnet + 0.05, 0.5, 0.47), (0.0, sill - 0.01, bonnet + 0.06, 0.5, 0.475),
+            (back * 0.6, sill - 0.01, boot + 0.01, 0.5, 0.475), (max(back, 0.2), sill, boot + 0.01, 0.5, 0.475), (0.45, sill, boot - 0.01, 0.48, 0.46),
+            (0.488, sill + 0.05, boot - 0.05, 0.45, 0.43), (0.5, sill + 0.12, boot - 0.12, 0.38, 0.36),
+        ],
+        0.42,
+    )  # fmt: skip
+
+
+def _car_glass(profile) -> np.ndarray:
+    bonnet, _, _, screen, front, rear, back = profile
+    low = bonnet - 0.02
+    stations = [(screen, low, low + 0.03, 0.44, 0.42)]
+    stations += [(screen + (front - screen) * t, low, low + (0.985 - low) * t, 0.455, 0.44 - 0.08 * t) for t in (0.35, 0.7, 0.93)]
+    stations += [(front + (rear - front) * t, low, 1.0 - 0.012 * abs(2 * t - 1), 0.46, 0.35) for t in (0.08, 0.5, 0.95)]
+    stations += [(rear + (back - rear) * t, low, 0.97 - (0.97 - low) * t, 0.455, 0.36 + 0.07 * t) for t in (0.25, 0.65, 1.0)]
+    return _loft(stations, 0.3)
+
+
+def _car_roof(profile) -> np.ndarray:
+    _, _, _, screen, front, rear, back = profile
+    stations = [(front - (front - screen) * 0.12, 0.93, 0.95, 0.3, 0.3)]
+    stations += [(front + (rear - front) * t, 0.94, 1.012 - 0.012 * abs(2 * t - 1), 0.375, 0.35) for t in (0.05, 0.5, 0.95)]
+    stations += [(rear + (back - rear) * 0.1, 0.92, 0.96, 0.31, 0.31)]
+    return _loft(stations, 0.4)
+
+
 # Every mesh fits into the unit cube around the origin; z is up.
 MESHES: dict[str, np.ndarray] = {
     "box": _frustum(1.0),
@@ -95,6 +183,10 @@ MESHES: dict[str, np.ndarray] = {
     "torus": _torus(0.38, 0.12),
     "ring": _torus(0.46, 0.04),
     "prism": _prism(),
+    "rounded": _rounded(0.3),
+    **{f"{name} body": _car_body(profile) for name, profile in CAR_PROFILES.items()},
+    **{f"{name} glass": _car_glass(profile) for name, profile in CAR_PROFILES.items()},
+    **{f"{name} roof": _car_roof(profile) for name, profile in CAR_PROFILES.items()},
 }
 
 

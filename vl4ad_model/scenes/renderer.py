@@ -8,7 +8,7 @@ import numpy as np
 
 from vl4ad_model.errors import MissingDependencyError, SceneError
 from vl4ad_model.scenes import shaders
-from vl4ad_model.scenes.primitives import FLOATS, MESHES
+from vl4ad_model.scenes.primitives import FLOATS, MATERIALS, MESHES, Scene, rotation
 from vl4ad_model.scenes.world import World
 
 SUPERSAMPLE = 2
@@ -69,6 +69,7 @@ class Renderer:
         gl, full = self.gl, (width * SUPERSAMPLE, height * SUPERSAMPLE)
         self.programs = {
             "solid": gl.program(vertex_shader=shaders.VERTEX, fragment_shader=shaders.FRAGMENT),
+            "foliage": gl.program(vertex_shader=shaders.VERTEX, fragment_shader=shaders.FOLIAGE_FRAGMENT),
             "depth": gl.program(vertex_shader=shaders.VERTEX, fragment_shader=shaders.DEPTH_FRAGMENT),
             "sky": gl.program(vertex_shader=shaders.SKY_VERTEX, fragment_shader=shaders.SKY_FRAGMENT),
             "cutout": gl.program(vertex_shader=shaders.CUTOUT_VERTEX, fragment_shader=shaders.CUTOUT_FRAGMENT),
@@ -81,6 +82,9 @@ class Renderer:
         self.shadow = gl.depth_texture((SHADOW_SIZE, SHADOW_SIZE))
         self.shadow.compare_func = "<="
         self.shadow_target = gl.framebuffer(depth_attachment=self.shadow)
+        self.top = gl.depth_texture((SHADOW_SIZE, SHADOW_SIZE))
+        self.top.compare_func = ""
+        self.top_target = gl.framebuffer(depth_attachment=self.top)
 
     def render(self, world: World, pictures: np.ndarray | None = None) -> Rendered:
         """Draw a world.
@@ -94,35 +98,46 @@ class Renderer:
         height, width = self.size
         batches, garbage = [], []
         for name, rows in world.scene.arrays().items():
-            data = gl.buffer(np.ascontiguousarray(rows, np.float32).tobytes())
-            garbage.append(data)
-            batches.append((self.meshes[name], data, len(rows), len(MESHES[name])))
-        assert all(rows.shape[1] == FLOATS for rows in world.scene.arrays().values())
+            assert rows.shape[1] == FLOATS
+            leafy = rows[:, 18] == MATERIALS["foliage"]
+            for program, part in (("solid", rows[~leafy]), ("foliage", rows[leafy])):
+                if len(part):
+                    data = gl.buffer(np.ascontiguousarray(part, np.float32).tobytes())
+                    garbage.append(data)
+                    batches.append((program, self.meshes[name], data, len(part), len(MESHES[name])))
         sun = world.light.sun_direction
-        center = np.array([0.0, 28.0, 0.0])
+        center = np.array([0.0, world.camera.position[1] + 28.0, 0.0])
         box = np.diag([1 / 42.0, 1 / 42.0, -1 / 90.0, 1.0])
         shadow_matrix = box @ look_at(center + sun * 60, center)
+        # looking down: x and y as they are, depth 0..1 from 70 m above the ground to 10 m below
+        top_matrix = np.array([[1 / 42, 0, 0, 0], [0, 1 / 42, 0, -center[1] / 42], [0, 0, -1 / 40, 0.75], [0, 0, 0, 1.0]])
         view = look_at(world.camera.position, world.camera.target, world.camera.roll)
         view_projection = perspective(world.camera.horizontal_fov, width / height) @ view
         bend = tuple(world.bend)
 
-        self.shadow_target.use()
-        self.shadow_target.clear()
         gl.enable(moderngl.DEPTH_TEST)
-        _set(self.programs["depth"], view_projection=shadow_matrix, shadow_matrix=shadow_matrix, bend=bend)
-        self._draw(batches, self.programs["depth"])
+        gl.depth_func = "<="
+        for target, matrix in ((self.shadow_target, shadow_matrix), (self.top_target, top_matrix)):
+            target.use()
+            target.clear()
+            _set(self.programs["depth"], view_projection=matrix, bend=bend)
+            self._draw(batches, "depth")
+            if target is self.top_target and world.cutouts:  # pictures have no thickness that the zenith could see
+                self._draw([self._feet(world, garbage)], "depth")
 
         self.target.use()
         self.target.clear()
         light = world.light
         common = {"fog_color": light.fog_color, "fog_density": light.fog_density, "eye": world.camera.position}
         self.shadow.use(0)
-        _set(
-            self.programs["solid"], view_projection=view_projection, shadow_matrix=shadow_matrix, bend=bend, sun_direction=sun,
-            sun_color=light.sun_color, sky_color=light.sky_light, ground_color=light.ground_light, shadow_map=0,
-            wetness=light.wetness, snow=light.snow, **common,
-        )  # fmt: skip
-        self._draw(batches, self.programs["solid"])
+        self.top.use(2)
+        for program in ("solid", "foliage"):
+            _set(
+                self.programs[program], view_projection=view_projection, shadow_matrix=shadow_matrix, top_matrix=top_matrix, bend=bend,
+                sun_direction=sun, sun_color=light.sun_color, sky_color=light.sky_light, ground_color=light.ground_light, shadow_map=0,
+                top_map=2, wetness=light.wetness, snow=light.snow, **common,
+            )  # fmt: skip
+        self._draw(batches)
         if world.cutouts and pictures is not None and len(pictures):
             texture = gl.texture_array((pictures.shape[2], pictures.shape[1], len(pictures)), 4, pictures.tobytes())
             texture.build_mipmaps()
@@ -143,8 +158,8 @@ class Renderer:
         _set(
             self.programs["sky"], inverse_view=np.linalg.inv(view_projection), sky_top=light.sky_top, sky_low=light.sky_low,
             cloud_color=light.cloud_color, clouds=light.clouds, sun_direction=sun, sun_color=light.sun_color, seed=light.seed,
+            fog_color=light.fog_color, fog_density=light.fog_density,
         )  # fmt: skip
-        gl.depth_func = "<="
         array = gl.vertex_array(self.programs["sky"], [(self.corners, "2f", "in_corner")])
         array.render(moderngl.TRIANGLE_STRIP)
         garbage.append(array)
@@ -157,10 +172,24 @@ class Renderer:
         image = np.nan_to_num(image).reshape(height, s, width, s, 3).mean(axis=(1, 3))
         return Rendered(image, ids[::s, ::s, 0].astype(np.uint8), ids[::s, ::s, 1].copy())
 
-    def _draw(self, batches, program) -> None:
-        for mesh, data, copies, vertices in batches:
+    def _feet(self, world: World, garbage: list):
+        """Low boxes where cut-outs touch the ground."""
+        scene = Scene()
+        for x, y, z, yaw, width, height, *_ in world.cutouts:
+            size = np.array([abs(width) * 0.6, 0.3, height * 0.3])
+            matrix = rotation(yaw) * size[None, :]
+            scene.place("box", matrix, np.array([x, y, z + size[2] / 2]), (0, 0, 0), (0, 0, 0), "plain", 1, 0, 0, 0, 0, 0, 0)
+        rows = scene.arrays()["box"]
+        data = self.gl.buffer(rows.tobytes())
+        garbage.append(data)
+        return "solid", self.meshes["box"], data, len(rows), len(MESHES["box"])
+
+    def _draw(self, batches, only: str | None = None) -> None:
+        for program, mesh, data, copies, vertices in batches:
             array = self.gl.vertex_array(
-                program, [(mesh, "3f 3f", "in_position", "in_normal"), (data, _LAYOUT, *_NAMES)], skip_errors=True
+                self.programs[only or program],
+                [(mesh, "3f 3f", "in_position", "in_normal"), (data, _LAYOUT, *_NAMES)],
+                skip_errors=True,
             )
             array.render(instances=copies, vertices=vertices)
             array.release()

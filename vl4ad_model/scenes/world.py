@@ -76,12 +76,12 @@ def make_light(r) -> Light:
     warm = np.array([1.0, 0.93, 0.82]) if kind != "dusk" else np.array([1.0, 0.6, 0.35])
     power = {"clear": 1.5, "cloudy": 1.1, "overcast": 0.15, "rain": 0.1, "fog": 0.12, "snow": 0.3, "dusk": 0.7, "night": 0.04}[kind]
     fill = {"clear": 0.5, "cloudy": 0.6, "overcast": 0.85, "rain": 0.7, "fog": 0.85, "snow": 0.8, "dusk": 0.35, "night": 0.1}[kind]
-    blue = np.array([0.62, 0.78, 1.0])
+    blue = np.array([0.7, 0.83, 1.0])
     grey = np.array([0.86, 0.89, 0.93])
     tint = blue if kind in ("clear", "cloudy", "night") else grey
     if kind == "dusk":
         tint = np.array([0.85, 0.7, 0.75])
-    level = {"dusk": 0.5, "night": 0.06}.get(kind, r.uniform(0.75, 1.1))
+    level = {"dusk": 0.5, "night": 0.06}.get(kind, r.uniform(0.9, 1.7))
     top = np.array([0.22, 0.42, 0.82]) if kind in ("clear", "cloudy", "dusk", "night") else grey * r.uniform(0.7, 0.95)
     low = np.array([0.75, 0.84, 0.95]) if kind in ("clear", "cloudy") else (np.array([1.0, 0.72, 0.45]) if kind == "dusk" else grey)
     return Light(
@@ -94,7 +94,9 @@ def make_light(r) -> Light:
         np.full(3, r.uniform(0.8, 1.0)) * level,
         {"clear": r.uniform(0.1, 0.35), "cloudy": r.uniform(0.4, 0.7)}.get(kind, r.uniform(0.3, 0.9)),
         (low * 0.9 + top * 0.1) * level,
-        {"fog": r.uniform(0.015, 0.05), "rain": r.uniform(0.004, 0.012), "snow": r.uniform(0.004, 0.02)}.get(kind, r.uniform(0.0003, 0.003)),
+        {"fog": r.uniform(0.015, 0.05), "rain": r.uniform(0.004, 0.012), "snow": r.uniform(0.004, 0.02)}.get(
+            kind, r.uniform(0.0003, 0.003)
+        ),
         r.uniform(0.5, 1.0) if kind == "rain" else (r.uniform(0, 0.6) if r.random() < 0.15 else 0.0),
         r.uniform(0.5, 1.0) if kind == "snow" else 0.0,
         {"night": 1.0, "dusk": 0.5, "rain": 0.4, "fog": 0.4}.get(kind, 0.0),
@@ -137,6 +139,7 @@ def make_world(seed: int, *, split: str = "train", quiet: bool | None = None, cu
     half_all = {side: half + (2.2 if parking[side] else 0.0) for side in (-1, 1)}
     _ground(scene, r, half_all, walks, setting)
     _markings(scene, r, lanes, lane_width, half)
+    _horizon(scene, r, setting)
     for side in (-1, 1):
         _roadside(scene, r, side, half_all[side], walks[side], setting, light.night)
         if parking[side]:
@@ -165,15 +168,28 @@ def make_world(seed: int, *, split: str = "train", quiet: bool | None = None, cu
 def _ground(scene: Scene, r, half, walks, setting: str) -> None:
     asphalt = np.full(3, r.uniform(0.1, 0.36)) * r.uniform(0.94, 1.06, 3)
     paving = np.array((0.5, 0.48, 0.46)) * r.uniform(0.6, 1.4) * r.uniform(0.92, 1.08, 3)
-    green = np.array(r.choice([(0.24, 0.36, 0.12), (0.35, 0.4, 0.16), (0.42, 0.36, 0.22), (0.5, 0.44, 0.32)])) * r.uniform(0.6, 1.3)
+    green = np.array(
+        r.choice(
+            [(0.2, 0.32, 0.09), (0.24, 0.36, 0.12), (0.17, 0.27, 0.08), (0.33, 0.38, 0.15), (0.4, 0.36, 0.2), (0.48, 0.42, 0.3)]
+        )
+    ) * r.uniform(0.6, 1.3)
     material = r.choice(["asphalt", "asphalt", "asphalt", "asphalt", "tiles"])
+    paved = 2.0 if material == "asphalt" else r.uniform(5, 9)
     kerb = paving * r.uniform(0.8, 1.3)
     terrain_side = {side: setting in ("country", "highway") or r.random() < 0.4 for side in (-1, 1)}
     for y in np.arange(-9, 130, 3.0):
         road = Pen(scene, r, props.ROAD, at=(0, y, 0))
         left, right = -half[-1], half[1]
         road.seed = 1.0
-        road.draw("box", ((left + right) / 2, 0, -0.05), (right - left, 3.02, 0.1), asphalt, color2=asphalt * 0.8, material=material, texture=2)
+        road.draw(
+            "box",
+            ((left + right) / 2, 0, -0.05),
+            (right - left, 3.02, 0.1),
+            asphalt,
+            color2=asphalt * 0.8,
+            material=material,
+            texture=paved,
+        )
         for side in (-1, 1):
             edge = half[side]
             if walks[side]:
@@ -215,7 +231,31 @@ def _markings(scene: Scene, r, lanes: int, lane_width: float, half: float) -> No
             if r.random() < 0.5:
                 pen.draw("cylinder", (x, y, 0.004), (0.7, 0.7, 0.012), np.full(3, r.uniform(0.12, 0.3)), material="metal")
             else:
-                pen.draw("box", (x, y, 0.003), (r.uniform(0.5, 2.5), r.uniform(1, 5), 0.01), np.full(3, r.uniform(0.08, 0.35)), material="asphalt")
+                pen.draw(
+                    "box",
+                    (x, y, 0.003),
+                    (r.uniform(0.5, 2.5), r.uniform(1, 5), 0.01),
+                    np.full(3, r.uniform(0.08, 0.35)),
+                    material="asphalt",
+                )
+
+
+def _horizon(scene: Scene, r, setting: str) -> None:
+    """Woods, hills and roofs far away: the world does not end where the road does."""
+    x = -150.0
+    while x < 150:
+        wide, y = r.uniform(12, 40), r.uniform(118, 135)
+        roll = r.random()
+        if roll < (0.25 if setting in ("city", "suburb") else 0.05):
+            props.building(Pen(scene, r, props.BUILDING, at=(x, y, 0), yaw=-np.pi / 2 + np.pi), r, wide, 12, r.uniform(8, 35))
+        elif roll < 0.85:
+            green = np.array((0.16, 0.25, 0.09)) * r.uniform(0.6, 1.3)
+            pen, tall = Pen(scene, r, props.VEGETATION, at=(x, y, 0)), r.uniform(5, 18)
+            for _ in range(4):
+                s = wide * r.uniform(0.3, 0.6)
+                pen.draw("sphere", (r.uniform(-0.5, 0.5) * wide, 0, 0), (s, 10, tall * r.uniform(1.2, 2)), green, color2=green * 0.5,
+                         material="foliage", displacement=0.3, texture=0.15)  # fmt: skip
+        x += wide * 0.8
 
 
 def _roadside(scene: Scene, r, side: int, half: float, walk: float, setting: str, night: float) -> None:
@@ -229,7 +269,9 @@ def _roadside(scene: Scene, r, side: int, half: float, walk: float, setting: str
         if r.random() < built:
             height = r.uniform(8, 28) if setting == "city" else r.uniform(3.5, 9)
             x = x0 + r.uniform(0, 3)
-            props.building(Pen(scene, r, props.BUILDING, at=(side * x, y + width / 2, 0), yaw=heading), r, width * 0.96, 12, height, night)
+            props.building(
+                Pen(scene, r, props.BUILDING, at=(side * x, y + width / 2, 0), yaw=heading), r, width * 0.96, 12, height, night
+            )
         elif r.random() < 0.9:
             for _ in range(int(r.integers(2, 7))):
                 props.tree(Pen(scene, r, props.VEGETATION, at=(side * (x0 + r.uniform(2, 22)), y + r.uniform(0, width), 0)), r)
@@ -331,7 +373,9 @@ def _hazards(world: World, r, half: float, split: str, cutouts: list[str], only,
         name = str(r.choice(pool))
         instance = len(world.hazards) + 1
         world.hazards[instance] = (name, "procedural")
-        pen = Pen(world.scene, r, HAZARD_CLASS, at=(x, y, 0.0), yaw=r.uniform(0, 2 * np.pi), scale=r.uniform(0.8, 1.25), instance=instance)
+        pen = Pen(
+            world.scene, r, HAZARD_CLASS, at=(x, y, 0.0), yaw=r.uniform(0, 2 * np.pi), scale=r.uniform(0.8, 1.25), instance=instance
+        )
         SHAPES[name](pen, r)
 
 
@@ -344,5 +388,3 @@ def _cutout(world: World, r, names: list[str], at, height: float) -> None:
     flip = float(r.choice([-1, 1]))
     world.cutouts.append((at[0], at[1], at[2], r.normal(0, 0.25), flip * height, height, world.pictures.index(name), r.uniform(0.7, 1.1),
                           HAZARD_CLASS, instance))  # fmt: skip
-
-

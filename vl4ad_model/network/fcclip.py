@@ -31,6 +31,8 @@ class FCCLIPConfig:
         clip_config: an open_clip model config where `clip_model` is not one of open_clip's own.
         pixel_mean, pixel_std: RGB, in grey levels 0..255.
         channels: width of pixel and mask decoder.
+        encoder_levels: 3, or 2 = deformable attention over strides 32 and 16 only (see `PixelDecoder`).
+        mask_channels: width of the mask features at stride 4; 0 = `channels`.
         class_hidden: hidden width of the class embedding; 0 = `channels`.
         classifier: what the checkpoint was made for: in_vocabulary, out_of_vocabulary or ensemble.
         alpha, beta: weight of the out-of-vocabulary branch for names seen and unseen in training.
@@ -51,6 +53,8 @@ class FCCLIPConfig:
     encoder_heads: int = 8
     encoder_points: int = 4
     encoder_feedforward: int = 1024
+    encoder_levels: int = 3
+    mask_channels: int = 0
     queries: int = 250
     decoder_layers: int = 9
     decoder_heads: int = 8
@@ -100,6 +104,8 @@ class FCCLIP(nn.Module):
             feedforward=config.encoder_feedforward,
             norm_groups=config.norm_groups,
             depthwise_fpn=config.depthwise_fpn,
+            encoder_levels=config.encoder_levels,
+            mask_channels=config.mask_channels,
         )
         self.mask_decoder = MaskDecoder(
             config.channels,
@@ -109,6 +115,7 @@ class FCCLIP(nn.Module):
             heads=config.decoder_heads,
             feedforward=config.decoder_feedforward,
             class_hidden=config.class_hidden or config.channels,
+            mask_channels=config.mask_channels or config.channels,
         )
         self.void_embedding = nn.Embedding(1, self.clip.embed_dim)
         self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean).view(3, 1, 1), persistent=False)

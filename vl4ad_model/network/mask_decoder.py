@@ -100,7 +100,12 @@ def pool_over_masks(features: Tensor, mask_logits: Tensor) -> Tensor:
     """Mean of `features` (B, C, h, w) where each of the `mask_logits` (B, N, h, w) is positive: (B, N, C); 0 if nowhere."""
     inside = (mask_logits.detach() > 0).to(features.dtype).flatten(2)
     area = inside.sum(-1, keepdim=True) + 1e-8
-    return torch.bmm(inside, features.flatten(2).transpose(1, 2)) / area
+    return torch.bmm(inside, _pixel_rows(features)) / area
+
+
+def _pixel_rows(features: Tensor) -> Tensor:
+    """(B, C, h, w) to (B, h * w, C)."""
+    return features.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class MaskDecoder(nn.Module):
@@ -122,6 +127,7 @@ class MaskDecoder(nn.Module):
         heads: int,
         feedforward: int,
         class_hidden: int,
+        mask_channels: int,
     ) -> None:
         super().__init__()
         self.num_layers = layers
@@ -132,8 +138,8 @@ class MaskDecoder(nn.Module):
         self.query_feat = nn.Embedding(queries, channels)
         self.query_embed = nn.Embedding(queries, channels)
         self.level_embed = nn.Embedding(3, channels)
-        self.mask_embed = MLP(channels, channels, channels, 3)
-        self._mask_pooling_proj = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels))
+        self.mask_embed = MLP(channels, channels, mask_channels, 3)
+        self._mask_pooling_proj = nn.Sequential(nn.LayerNorm(mask_channels), nn.Linear(mask_channels, channels))
         self.class_embed = MLP(channels, class_hidden, embed_dim, 3)
         # ln(1 / 0.07), CLIP's start; lives here because the released checkpoints keep it here.
         self.logit_scale = nn.Parameter(torch.tensor(2.6593))
@@ -164,7 +170,7 @@ class MaskDecoder(nn.Module):
             The last head's `QueryMasks`, or those of all heads in order.
         """
         mask_features = features.mask_features
-        batch, channels = mask_features.shape[:2]
+        batch, channels = mask_features.shape[0], self.query_feat.weight.shape[1]
         memories, keys, small_features = [], [], []
         for index, level in enumerate(features.levels):
             height, width = int(level.shape[-2]), int(level.shape[-1])
@@ -173,7 +179,8 @@ class MaskDecoder(nn.Module):
             memories.append(memory)
             keys.append(memory + position.flatten(1).T)
             small = F.interpolate(mask_features, size=(height, width), mode="bilinear", align_corners=False)
-            small_features.append(small.flatten(2))
+            small_features.append(_pixel_rows(small))
+        pixel_rows = _pixel_rows(mask_features)
         query_position = self.query_embed.weight[None]
         queries = self.query_feat.weight[None].expand(batch, -1, -1)
 
@@ -183,7 +190,7 @@ class MaskDecoder(nn.Module):
             mask_embedding = self.mask_embed(decoded)
             last = layer == self.num_layers
             if last or every_head:
-                mask_logits = torch.bmm(mask_embedding, mask_features.flatten(2)).view(
+                mask_logits = torch.bmm(mask_embedding, pixel_rows.transpose(1, 2)).view(
                     batch, -1, mask_features.shape[-2], mask_features.shape[-1]
                 )
                 heads.append(QueryMasks(mask_logits, self.embed_queries(decoded, mask_features, mask_logits)))
@@ -192,7 +199,7 @@ class MaskDecoder(nn.Module):
             level_index = layer % len(memories)
             with torch.no_grad():
                 # sigmoid(x) < 0.5 blocks; a query that is blocked everywhere may look everywhere.
-                allowed = torch.bmm(mask_embedding, small_features[level_index]) >= 0
+                allowed = torch.bmm(mask_embedding, small_features[level_index].transpose(1, 2)) >= 0
                 allowed = allowed | ~allowed.any(dim=-1, keepdim=True)
             queries = self.transformer_cross_attention_layers[layer](
                 queries, query_position, memories[level_index], keys[level_index], allowed

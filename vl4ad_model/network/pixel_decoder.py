@@ -19,12 +19,32 @@ class PixelFeatures(NamedTuple):
     levels: list[Tensor]
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group norm as per-channel sums: the same numbers, but an exported graph never reshapes the map.
+
+    Torch exports a group norm as reshape, instance norm, reshape, and a CPU engine that keeps maps channels-last pays for that with
+    two transposes of the whole map: at stride 4 of the tiny model 12 ms of 155.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.onnx.is_in_onnx_export():
+            return super().forward(input)
+        batch, channels = int(input.shape[0]), self.num_channels
+        grouped = (batch, self.num_groups, channels // self.num_groups)
+        channel_mean = input.mean(dim=(2, 3), keepdim=True)
+        group_mean = channel_mean.view(grouped).mean(dim=2, keepdim=True).expand(grouped).reshape(batch, channels, 1, 1)
+        centred = input - group_mean
+        variance = (centred * centred).mean(dim=(2, 3)).view(grouped).mean(dim=2, keepdim=True).expand(grouped)
+        scale = (variance.reshape(batch, channels, 1, 1) + self.eps).rsqrt() * self.weight.view(1, -1, 1, 1)
+        return centred * scale + self.bias.view(1, -1, 1, 1)
+
+
 class ConvNorm(nn.Conv2d):
     """A convolution with a group norm as its child `norm`, the key layout that detectron2's checkpoints use."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, norm_groups: int, *, groups: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False)
-        self.norm = nn.GroupNorm(norm_groups, outputs)
+        self.norm = GroupNorm(norm_groups, outputs)
         nn.init.kaiming_uniform_(self.weight, a=1)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -65,8 +85,11 @@ class PixelDecoder(nn.Module):
     Args:
         in_channels: channels of the pyramid at strides 4, 8, 16, 32.
         channels: width of all feature maps.
-        depthwise_fpn: use a depthwise 3x3 convolution at stride 4. FC-CLIP's full one is as much work as the whole image
+        depthwise_fpn: use a depthwise 3x3 convolution in the FPN. FC-CLIP's full one is as much work as the whole image
             tower of the tiny model.
+        encoder_levels: 3, or 2 to attend over strides 32 and 16 only and reach stride 8 by another FPN step: the tokens of
+            stride 8 are three quarters of all, and of the encoder's time.
+        mask_channels: width of the mask features; 0 = `channels`. Everything at stride 4 is bound by memory, so this is its price.
     """
 
     def __init__(
@@ -80,27 +103,43 @@ class PixelDecoder(nn.Module):
         feedforward: int,
         norm_groups: int = 32,
         depthwise_fpn: bool = False,
+        encoder_levels: int = 3,
+        mask_channels: int = 0,
     ) -> None:
         super().__init__()
+        if encoder_levels not in (2, 3):
+            raise ValueError(f"encoder_levels is 2 or 3, not {encoder_levels}")
+        self.encoder_levels = encoder_levels
+        fine = mask_channels or channels
         self.input_proj = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(inputs, channels, kernel_size=1), nn.GroupNorm(norm_groups, channels))
-            for inputs in in_channels[:0:-1]
+            nn.Sequential(nn.Conv2d(inputs, channels, kernel_size=1), GroupNorm(norm_groups, channels))
+            for inputs in in_channels[: 3 - encoder_levels : -1]
         )
         for projection in self.input_proj:
             nn.init.xavier_uniform_(projection[0].weight)
             nn.init.zeros_(projection[0].bias)
-        self.transformer = DeformableEncoder(channels, layers, 3, heads, points, feedforward)
-        self.adapter_1 = ConvNorm(in_channels[0], channels, 1, norm_groups)
-        self.layer_1 = ConvNorm(channels, channels, 3, norm_groups, groups=channels if depthwise_fpn else 1)
-        self.mask_features = nn.Conv2d(channels, channels, kernel_size=1)
+        self.transformer = DeformableEncoder(channels, layers, encoder_levels, heads, points, feedforward)
+        if encoder_levels == 2:
+            self.adapter_2 = ConvNorm(in_channels[1], channels, 1, norm_groups)
+            self.layer_2 = ConvNorm(channels, channels, 3, norm_groups, groups=channels if depthwise_fpn else 1)
+        # Narrower mask features: the step from `channels` down is taken at stride 8, where it is cheap.
+        self.narrow = nn.Conv2d(channels, fine, kernel_size=1) if fine != channels else nn.Identity()
+        self.adapter_1 = ConvNorm(in_channels[0], fine, 1, norm_groups)
+        self.layer_1 = ConvNorm(fine, fine, 3, norm_groups, groups=fine if depthwise_fpn else 1)
+        self.mask_features = nn.Conv2d(fine, fine, kernel_size=1)
         nn.init.kaiming_uniform_(self.mask_features.weight, a=1)
         nn.init.zeros_(self.mask_features.bias)
 
     def forward(self, pyramid: tuple[Tensor, Tensor, Tensor, Tensor]) -> PixelFeatures:
         """Pyramid maps at strides 4, 8, 16, 32 to `PixelFeatures`."""
         res2, res3, res4, res5 = pyramid
-        maps = [project(m) for project, m in zip(self.input_proj, (res5, res4, res3), strict=True)]
+        maps = [project(m) for project, m in zip(self.input_proj, (res5, res4, res3)[: self.encoder_levels], strict=True)]
         levels = self.transformer(maps)
+        if self.encoder_levels == 2:
+            lateral = self.adapter_2(res3)
+            middle = lateral + F.interpolate(levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+            levels.append(F.relu(self.layer_2(middle)))
         lateral = self.adapter_1(res2)
-        fine = lateral + F.interpolate(levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
+        coarse = self.narrow(levels[-1])
+        fine = lateral + F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
         return PixelFeatures(self.mask_features(F.relu(self.layer_1(fine))), levels)

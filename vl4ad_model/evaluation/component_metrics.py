@@ -66,9 +66,7 @@ class ComponentMetrics:
     f1: np.ndarray
 
 
-def match_components(
-    scores: np.ndarray, labels: np.ndarray, threshold: float, track: Track, frame: str = "frame"
-) -> Components:
+def match_components(scores: np.ndarray, labels: np.ndarray, threshold: float, track: Track, frame: str = "frame") -> Components:
     """Compare the components of one frame.
 
     Args:

@@ -87,12 +87,10 @@ def count_pixels(pixels: ScoredPixels) -> PixelCounts:
     # The spread is rounded as the stored type rounds, like the benchmark's own.
     spread = float(pixels.stored_dtype.type(high) - pixels.stored_dtype.type(low))
     margin = max(spread * 1e-2, 1e-2)
-    edges = [_quantiles(part, pixels.stored_dtype) for part in parts]
-    edges = np.unique(np.concatenate([[low - margin, high + margin], *edges]))
+    quantiles = [_quantiles(part, pixels.stored_dtype) for part in parts]
+    edges = np.unique(np.concatenate([[low - margin, high + margin], *quantiles]))
     # The last edge lies above every score and opens no bin.
-    return PixelCounts(
-        edges[:-1], _per_bin(anomalous, edges), _per_bin(ordinary, edges), int(anomalous.size), int(ordinary.size)
-    )
+    return PixelCounts(edges[:-1], _per_bin(anomalous, edges), _per_bin(ordinary, edges), int(anomalous.size), int(ordinary.size))
 
 
 def _quantiles(ascending: np.ndarray, stored_dtype: np.dtype) -> np.ndarray:

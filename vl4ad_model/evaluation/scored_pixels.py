@@ -67,9 +67,7 @@ def sort_pixels(scores: np.ndarray, labels: np.ndarray, frame: str = "frame") ->
         # Sorted, so -inf stands first and +inf and NaN last.
         if part.size and not (np.isfinite(part[0]) and np.isfinite(part[-1])):
             bad = np.count_nonzero(~np.isfinite(part))
-            raise EvaluationError(
-                f"{frame}: {bad} scores are NaN or infinite where the label is not ignore: they cannot be ranked"
-            )
+            raise EvaluationError(f"{frame}: {bad} scores are NaN or infinite where the label is not ignore: they cannot be ranked")
     return ScoredPixels(anomalous, ordinary, stored_dtype)
 
 

@@ -1,0 +1,206 @@
+"""Folders of images, score maps and label PNGs, paired by stem, in the layouts the public data sets come in.
+
+| data set | images | labels |
+|---|---|---|
+| SegmentMeIfYouCan | images/NAME.jpg | labels_masks/NAME_labels_semantic.png |
+| Fishyscapes | NAME_leftImg8bit.png | 0001_NAME_labels.png (the number is the data set's own) |
+| RoadAnomaly | frames/NAME.jpg | frames/NAME.labels/labels_semantic.png |
+| `vl4ad scenes` | images/NAME.jpg | labels/NAME.png, with frames/NAME.json beside them |
+| anything else | NAME.* | NAME.png or NAME_labels.png |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vl4ad_model.errors import EvaluationError, Vl4adError
+from vl4ad_model.evaluation import label_files, score_files
+from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_LABELS = ("_labels_semantic", "_labels", "_label")
+_PICTURES = ("_color", "_colored", "_overlay")
+_ENDINGS = (*_LABELS, "_leftImg8bit", "_anomaly", "_scores", "_score")
+_NUMBER = re.compile(r"^\d{4}_")
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """Frames in folders: images, or saved scores, or both, with or without labels.
+
+    Attributes:
+        images, scores, labels: folders; None = none.
+        label_values: "anomaly", "classes", or "auto": classes where frames/*.json lie beside the labels, else anomaly.
+        class_count: K of the vocabulary, for class labels.
+        every: keep each n-th frame only.
+    """
+
+    images: Path | None = None
+    scores: Path | None = None
+    labels: Path | None = None
+    label_values: str = "auto"
+    class_count: int = 19
+    every: int = 1
+
+    def entries(self) -> list[Entry]:
+        images = _files(self.images, "images") if self.images else {}
+        scores = _files(self.scores, "score maps") if self.scores else {}
+        labels = find_labels(self.labels) if self.labels else {}
+        wanted, what = (scores, "scores") if self.scores else (images, "image")
+        names = sorted(labels or wanted)
+        if not any(_match(name, wanted) for name in names):
+            raise EvaluationError(
+                f"no label in {self.labels} belongs to a file in {self.scores or self.images}: "
+                f"they are paired by stem, and '{names[0]}' is not '{min(wanted)}'"
+            )
+        entries = []
+        for name in names[:: self.every]:
+            found = _match(name, wanted)
+            picture = _match(name, images)
+            paths = (images.get(picture or ""), scores.get(found or "") if self.scores else None, labels.get(name))
+            failure = "" if found else f"no {what} for {labels[name]}"
+            entries.append(Entry(name, tuple(str(p) if p else None for p in paths), _version(paths), failure))
+        return entries
+
+    @property
+    def unlabelled(self) -> int:
+        """How many images or score maps have no label and are left out."""
+        if not self.labels:
+            return 0
+        wanted = _files(self.scores, "score maps") if self.scores else _files(self.images, "images")  # type: ignore[arg-type]
+        used = {_match(name, wanted) for name in find_labels(self.labels)}
+        return len(set(wanted) - used)
+
+    def frames(self, entries: Sequence[Entry], *, pictures: bool = True) -> Iterator[Frame | FrameFailure]:
+        from vl4ad_model import image_files
+
+        kind = self.label_kind()
+        for entry in entries:
+            if entry.failure:
+                yield FrameFailure(entry.name, entry.failure)
+                continue
+            image, scores, labels = (Path(path) if path else None for path in entry.key)
+            try:
+                rgb = image_files.read_rgb(image) if image and (pictures or not scores) else None
+                values = score_files.read_scores(scores) if scores else None
+                truth = None
+                if labels:
+                    raw = label_files.read_label_values(labels)
+                    truth = label_files.interpret(raw, kind, self.class_count, str(labels))
+                    seen = values if values is not None else rgb
+                    if seen is not None and seen.shape[:2] != raw.shape:
+                        raise EvaluationError(
+                            f"{labels} is {raw.shape[1]}x{raw.shape[0]} but {scores or image} is {seen.shape[1]}x{seen.shape[0]}"
+                        )
+            except Vl4adError as error:
+                yield FrameFailure(entry.name, str(error))
+                continue
+            yield Frame(entry.name, rgb, values, truth)
+
+    def label_kind(self) -> str:
+        """ "anomaly" or "classes"."""
+        if self.label_values != "auto" or self.labels is None:
+            return "classes" if self.label_values == "classes" else "anomaly"
+        return "classes" if _is_rendered(self.labels) else "anomaly"
+
+    def describe(self) -> dict[str, Any]:
+        names = {"images": self.images, "scores": self.scores, "labels": self.labels}
+        described: dict[str, Any] = {key: str(value) for key, value in names.items() if value}
+        if self.labels:
+            described["label_values"] = self.label_kind()
+        if self.every != 1:
+            described["every"] = self.every
+        return described
+
+
+def dataset_folders(root: Path) -> tuple[Path, Path | None]:
+    """(images, labels) of a data set's root folder; the folder itself, and None, where it has no known layout."""
+    root = Path(root)
+    if not root.is_dir():
+        raise EvaluationError(f"no folder {root}")
+    if any(root.glob("frames/*.labels")):
+        return root / "frames", root / "frames"
+    if any(root.glob("*.labels")):
+        return root, root
+    for images in ("images", "original", "leftImg8bit"):
+        if (root / images).is_dir():
+            labels = [root / name for name in ("labels_masks", "labels", "gt") if (root / name).is_dir()]
+            return root / images, labels[0] if labels else None
+    if root.name in ("images", "original"):
+        labels = [root.parent / name for name in ("labels_masks", "labels") if (root.parent / name).is_dir()]
+        return root, labels[0] if labels else None
+    return root, None
+
+
+def find_labels(folder: Path) -> dict[str, Path]:
+    """Label PNGs below a folder by frame name; coloured previews and the images of RoadAnomaly are no labels."""
+    inside = sorted(Path(folder).glob("*.labels/labels_semantic.png"))
+    if inside:
+        return {path.parent.name.removesuffix(".labels"): path for path in inside}
+    return _files(folder, "label PNGs")
+
+
+def _is_rendered(labels: Path) -> bool:
+    return labels.name == "labels" and any((labels.parent / "frames").glob("*.json"))
+
+
+_SUFFIXES = {"images": IMAGE_SUFFIXES, "score maps": score_files.SUFFIXES, "label PNGs": (".png",)}
+
+
+def _files(folder: Path, what: str) -> dict[str, Path]:
+    """The files of one kind below a folder by frame name. Where labels lie among images, their endings tell them apart."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise EvaluationError(f"{folder} is not a folder" if folder.exists() else f"no folder {folder}")
+    suffixes = _SUFFIXES[what]
+    paths = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in suffixes
+        and not path.name.startswith(".")
+        and not path.stem.endswith(_PICTURES)
+        and not path.parent.name.endswith(".labels")
+        and path.is_file()
+    ]
+    marked = [path for path in paths if path.stem.endswith(_LABELS)]
+    if what != "label PNGs":
+        paths = [path for path in paths if path not in marked]
+    elif marked:
+        paths = marked
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = _plain(path.stem)
+        if name in found:
+            raise EvaluationError(f"{found[name]} and {path} are both frame '{name}': keep one of them")
+        found[name] = path
+    if not found:
+        raise EvaluationError(f"no {what} in {folder} ({', '.join(suffixes)})")
+    return found
+
+
+def _plain(stem: str) -> str:
+    for ending in _ENDINGS:
+        if stem.endswith(ending) and len(stem) > len(ending):
+            return stem.removesuffix(ending)
+    return stem
+
+
+def _match(name: str, files: dict[str, Path]) -> str | None:
+    """The key of `files` that is this frame: the same name, or the name without Fishyscapes' number."""
+    if name in files:
+        return name
+    short = _NUMBER.sub("", name)
+    return short if short in files else None
+
+
+def _version(paths: Sequence[Path | None]) -> str:
+    parts = []
+    for path in paths:
+        if path:
+            stat = path.stat()
+            parts.append(f"{stat.st_size}:{stat.st_mtime_ns}")
+    return " ".join(parts)

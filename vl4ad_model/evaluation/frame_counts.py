@@ -1,0 +1,200 @@
+"""Everything the metrics need of one frame, counted in two rounds, small enough to keep for every frame.
+
+The first round stands alone. The second needs what the first gives for the whole set: the threshold of F1* for the component
+metrics, and the distinct anomalous scores for Fishyscapes' metrics.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from vl4ad_model.evaluation import component_metrics, exact_metrics, pixel_metrics
+from vl4ad_model.evaluation.component_metrics import Components, Track
+from vl4ad_model.evaluation.exact_metrics import AnomalousScores, OrdinaryCounts
+from vl4ad_model.evaluation.label_files import LabelMap
+from vl4ad_model.evaluation.label_metrics import confusion_matrix
+from vl4ad_model.evaluation.pixel_metrics import PixelCounts
+from vl4ad_model.evaluation.scored_pixels import sort_pixels
+
+METRICS = ("pixel", "components", "fishyscapes", "miou")
+HISTOGRAM_BINS = 80
+
+
+class FirstCounts(NamedTuple):
+    """First round of one frame.
+
+    Attributes:
+        pixels: the benchmark's bins.
+        anomalous: distinct anomalous scores; empty unless Fishyscapes' metrics are wanted.
+        average_precision: exact AP of this frame alone, NaN without anomalies: ranks frames in reports.
+        low, high: lowest and highest score that counts, NaN where none does.
+        stored_dtype: "float16" or "float32".
+        confusion: (K, K + 1) int64, or None where no classes are labelled or predicted.
+    """
+
+    pixels: PixelCounts
+    anomalous: AnomalousScores
+    average_precision: float
+    low: float
+    high: float
+    stored_dtype: str
+    confusion: np.ndarray | None
+
+    def to_bytes(self) -> bytes:
+        """As an .npz archive, for interrupted runs."""
+        stream = io.BytesIO()
+        arrays = {} if self.confusion is None else {"confusion": self.confusion}
+        arrays |= dict(
+            thresholds=self.pixels.thresholds,
+            true_positives=self.pixels.true_positives,
+            false_positives=self.pixels.false_positives,
+            sizes=np.array([self.pixels.positives, self.pixels.negatives], np.int64),
+            distinct=self.anomalous.distinct,
+            distinct_pixels=self.anomalous.pixels,
+            numbers=np.array([self.average_precision, self.low, self.high]),
+            stored_dtype=np.array(self.stored_dtype),
+        )
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
+        return stream.getvalue()
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> FirstCounts:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            positives, negatives = stored["sizes"].tolist()
+            average_precision, low, high = stored["numbers"].tolist()
+            return cls(
+                PixelCounts(stored["thresholds"], stored["true_positives"], stored["false_positives"], positives, negatives),
+                AnomalousScores(stored["distinct"], stored["distinct_pixels"]),
+                average_precision,
+                low,
+                high,
+                str(stored["stored_dtype"]),
+                stored["confusion"] if "confusion" in stored.files else None,
+            )
+
+
+class Shared(NamedTuple):
+    """What the second round needs of the whole set.
+
+    Attributes:
+        threshold: for the components; NaN = there is none, and no components.
+        distinct: (T,) float32 distinct anomalous scores of all frames.
+        edges: (HISTOGRAM_BINS + 1,) float64, or empty.
+    """
+
+    threshold: float
+    distinct: np.ndarray
+    edges: np.ndarray
+
+
+class FrameComponents(NamedTuple):
+    """Second round of one frame, what reports show of it.
+
+    Attributes:
+        name: the frame.
+        components: sIoU and PPV of its components.
+        true_positives, false_positives: pixels above the threshold.
+    """
+
+    name: str
+    components: Components
+    true_positives: int
+    false_positives: int
+
+
+class SecondCounts(NamedTuple):
+    """Second round of any number of frames.
+
+    Attributes:
+        ordinary: for Fishyscapes' metrics.
+        histogram: (2, HISTOGRAM_BINS) int64, ordinary and anomalous pixels per score bin.
+        frames: one each.
+    """
+
+    ordinary: OrdinaryCounts
+    histogram: np.ndarray
+    frames: tuple[FrameComponents, ...]
+
+
+def count_first(
+    name: str, scores: np.ndarray, labels: LabelMap, predicted: np.ndarray | None, metrics: Collection[str], class_count: int
+) -> FirstCounts:
+    """First round of one frame.
+
+    Args:
+        name: for error messages.
+        scores: (H, W) floating point.
+        labels: ground truth.
+        predicted: (H, W) uint8 class ids, or None.
+        metrics: which of `METRICS` are wanted.
+        class_count: K.
+
+    Raises:
+        EvaluationError: the frame cannot be evaluated.
+    """
+    pixels = sort_pixels(scores, labels.anomaly, name)
+    alone = exact_metrics.exact_metrics_of([pixels])
+    ends = [float(end) for part in (pixels.anomalous, pixels.ordinary) if part.size for end in (part[0], part[-1])]
+    confusion = None
+    if "miou" in metrics and predicted is not None and labels.classes is not None:
+        confusion = confusion_matrix(predicted, labels.classes, class_count, name)
+    return FirstCounts(
+        pixel_metrics.count_pixels(pixels),
+        exact_metrics.count_anomalous(pixels) if "fishyscapes" in metrics else exact_metrics.merge_anomalous([]),
+        alone.average_precision,
+        min(ends, default=float("nan")),
+        max(ends, default=float("nan")),
+        str(pixels.stored_dtype),
+        confusion,
+    )
+
+
+def share(counts: Iterable[FirstCounts], threshold: float | None) -> Shared:
+    """What the second round needs; `threshold` overrides that of F1*."""
+    counts = list(counts)
+    if threshold is None:
+        metrics = pixel_metrics.pixel_metrics(pixel_metrics.merge_pixel_counts(count.pixels for count in counts))
+        threshold = metrics.best_f1_threshold
+    distinct = exact_metrics.merge_anomalous(count.anomalous for count in counts).distinct
+    ends = np.array([(count.low, count.high) for count in counts]).reshape(-1, 2)
+    low, high = (np.nanmin(ends[:, 0]), np.nanmax(ends[:, 1])) if np.isfinite(ends).any() else (np.nan, np.nan)
+    edges = np.linspace(low, high if high > low else low + 1, HISTOGRAM_BINS + 1) if np.isfinite(low) else np.empty(0)
+    return Shared(float(threshold), distinct, edges)
+
+
+def count_second(
+    name: str, scores: np.ndarray, labels: LabelMap, shared: Shared, track: Track, metrics: Collection[str]
+) -> SecondCounts:
+    """Second round of one frame."""
+    pixels = sort_pixels(scores, labels.anomaly, name)
+    components = Components(np.empty(0), np.empty(0))
+    above = [0, 0]
+    if np.isfinite(shared.threshold):
+        # Compared in the stored type, as the components are.
+        limit = np.float32(pixels.stored_dtype.type(shared.threshold))
+        above = [int(part.size - np.searchsorted(part, limit, side="right")) for part in (pixels.anomalous, pixels.ordinary)]
+        if "components" in metrics:
+            components = component_metrics.match_components(scores, labels.anomaly, shared.threshold, track, name)
+    ordinary = exact_metrics.count_ordinary(pixels, shared.distinct)
+    histogram = np.zeros((2, HISTOGRAM_BINS), np.int64)
+    if shared.edges.size:
+        for row, part in enumerate((pixels.ordinary, pixels.anomalous)):
+            places = np.searchsorted(part, shared.edges[1:-1].astype(np.float32), side="left")
+            histogram[row] = np.diff(np.concatenate([[0], places, [part.size]]))
+    return SecondCounts(ordinary, histogram, (FrameComponents(name, components, above[0], above[1]),))
+
+
+def merge_second(parts: Iterable[SecondCounts]) -> SecondCounts:
+    """One partial result from many, in any order; only the sums are held, frames come out sorted by name."""
+    histogram = np.zeros((2, HISTOGRAM_BINS), np.int64)
+    ordinary = exact_metrics.merge_ordinary([])
+    frames: list[FrameComponents] = []
+    for index, part in enumerate(parts):
+        ordinary = exact_metrics.merge_ordinary([ordinary, part.ordinary]) if index else part.ordinary
+        histogram += part.histogram
+        frames += part.frames
+    return SecondCounts(ordinary, histogram, tuple(sorted(frames, key=lambda frame: frame.name)))

@@ -19,7 +19,9 @@ from vl4ad_model.errors import ImageError, MissingDependencyError
 from vl4ad_model.image_files import MAX_SIDE, check_size
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from array import array
+
+    Bytes = bytes | bytearray | memoryview | array | np.ndarray
 
 
 class Layout(NamedTuple):
@@ -63,7 +65,7 @@ LAYOUTS = _layouts()
 """Every raw encoding that can be read."""
 
 
-def decode_raw(data: Buffer, *, height: int, width: int, encoding: str, step: int = 0, is_bigendian: bool = False) -> np.ndarray:
+def decode_raw(data: Bytes, *, height: int, width: int, encoding: str, step: int = 0, is_bigendian: bool = False) -> np.ndarray:
     """Decode a raw image.
 
     Args:
@@ -112,7 +114,7 @@ def decode_raw(data: Buffer, *, height: int, width: int, encoding: str, step: in
     return _to_rgb(_to_8_bit(pixels), layout.color)
 
 
-def decode_compressed(data: Buffer, image_format: str = "") -> np.ndarray:
+def decode_compressed(data: Bytes, image_format: str = "") -> np.ndarray:
     """Decode a JPEG, PNG or other compressed image.
 
     Args:
@@ -136,7 +138,7 @@ def decode_compressed(data: Buffer, image_format: str = "") -> np.ndarray:
     # The header first: a few bytes can claim gigabytes.
     Image.MAX_IMAGE_PIXELS = MAX_SIDE * MAX_SIDE
     try:
-        with Image.open(io.BytesIO(memoryview(raw))) as header:
+        with Image.open(io.BytesIO(raw.data)) as header:
             check_size(header.height, header.width, "compressed image")
             kind = header.format
     except ImageError:
@@ -190,7 +192,5 @@ def _rosbags_image():
     try:
         from rosbags import image
     except ImportError:
-        raise MissingDependencyError(
-            "Bayer and YUV images need rosbags-image: pip install 'vl4ad_ros[images]' (or rosbags-image)"
-        ) from None
+        raise MissingDependencyError("rosbags-image", "images", "reading Bayer and YUV images") from None
     return image

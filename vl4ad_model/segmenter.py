@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,16 +31,19 @@ class Segmentation:
         anomaly: (H, W) float32, higher = more surprising; about 0..1 but never clipped.
         vocabulary: the words it was scored with.
         vocabulary_version: counts changes of vocabulary, classifier and merging.
+        seconds: wall time of fitting the image, the network, scoring, and resizing the maps (on a GPU the network's time
+            shows in scoring, which waits for it); of a batch, the whole batch's.
     """
 
     labels: np.ndarray
     anomaly: np.ndarray
     vocabulary: Vocabulary
     vocabulary_version: int
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class _Words:
+class Words:
     """Everything about scoring that a person can change, swapped as one: no image ever sees half a change."""
 
     vocabulary: Vocabulary
@@ -184,6 +189,28 @@ class Segmenter:
         return self._words.version
 
     @property
+    def words(self) -> Words:
+        """Vocabulary, version, classifier and merging as they are together at this moment."""
+        return self._words
+
+    def check_words(self, vocabulary: Vocabulary, classifier: str | None = None) -> None:
+        """Say what `reconfigure` would refuse, without the time of encoding.
+
+        Raises:
+            VocabularyError: the words cannot be used.
+        """
+        from vl4ad_model.scoring import CLASSIFIERS
+
+        if classifier is not None and classifier not in CLASSIFIERS:
+            raise VocabularyError(f"classifier '{classifier}' is unknown: use {', '.join(CLASSIFIERS)}")
+        self._text.check([concept for group in vocabulary.concept_groups for concept in group])
+
+    @property
+    def default_classifier(self) -> str:
+        """What the checkpoint was made for."""
+        return self._network.config.classifier
+
+    @property
     def classifier(self) -> str:
         return self._words.classifier_name
 
@@ -224,7 +251,7 @@ class Segmenter:
             )
             return self._words.version
 
-    def _prepare(self, vocabulary: Vocabulary, classifier: str, merge_classes: bool, *, version: int) -> _Words:
+    def _prepare(self, vocabulary: Vocabulary, classifier: str, merge_classes: bool, *, version: int) -> Words:
         from vl4ad_model.scoring import CLASSIFIERS, prepare_classifier
 
         if classifier not in CLASSIFIERS:
@@ -244,7 +271,7 @@ class Segmenter:
             training_concepts=config.training_concepts,
             device=self._engine.device,
         )
-        return _Words(vocabulary, classifier, merge_classes, version, prepared)
+        return Words(vocabulary, classifier, merge_classes, version, prepared)
 
     # --- images ---------------------------------------------------------------------------------------------------------
 
@@ -280,34 +307,43 @@ class Segmenter:
         return results  # type: ignore[return-value]
 
     def _segment_alike(
-        self, images: list[np.ndarray], size: tuple[int, int], words: _Words, output_size: str | tuple[int, int]
+        self, images: list[np.ndarray], size: tuple[int, int], words: Words, output_size: str | tuple[int, int]
     ) -> list[Segmentation]:
         import torch
 
+        started = time.perf_counter()
         fitted_size = fit_inside(size, self._engine.network_size)
         batch = np.stack([fit_image(rgb, fitted_size, self._engine.network_size, self._pad_value) for rgb in images])
         wanted = {"input": size, "network": fitted_size}.get(output_size) if isinstance(output_size, str) else output_size
         if wanted is None:
             raise Vl4adError(f"output_size is input, network or (height, width), not '{output_size}'")
+        fitted = time.perf_counter()
         with torch.inference_mode():
             proposals = self._engine.propose(batch, fitted_size)
+            proposed = time.perf_counter()
             if words.classifier.needs_pooled and proposals.pooled_embeddings is None:
                 raise EngineError(f"engine {self._engine.name} was built without the out-of-vocabulary branch")
             # Masks are resized before they are combined, as FC-CLIP does, where the model asks for it; otherwise the finished
             # maps are, at a fraction of the cost.
             by_masks = self._network.config.resize_masks
             maps = self._scorer.score(proposals, words.classifier, wanted if by_masks else fitted_size)
-        results = []
-        for labels, anomaly in maps:
-            labels_array, anomaly_array = labels.cpu().numpy(), anomaly.cpu().numpy()
+        arrays = [(labels.cpu().numpy(), anomaly.cpu().numpy()) for labels, anomaly in maps]
+        scored = time.perf_counter()
+        resized = []
+        for labels_array, anomaly_array in arrays:
             if labels_array.shape != wanted:
                 import cv2
 
                 width_height = (wanted[1], wanted[0])
                 labels_array = cv2.resize(labels_array, width_height, interpolation=cv2.INTER_NEAREST)
                 anomaly_array = cv2.resize(anomaly_array, width_height, interpolation=cv2.INTER_LINEAR)
-            results.append(Segmentation(labels_array, anomaly_array, words.vocabulary, words.version))
-        return results
+            resized.append((labels_array, anomaly_array))
+        seconds = {
+            "resize": fitted - started + time.perf_counter() - scored,
+            "network": proposed - fitted,
+            "scoring": scored - proposed,
+        }
+        return [Segmentation(labels, anomaly, words.vocabulary, words.version, seconds) for labels, anomaly in resized]
 
     @property
     def _pad_value(self) -> tuple[int, int, int]:

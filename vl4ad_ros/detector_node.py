@@ -1,0 +1,501 @@
+"""The lifecycle node `vl4ad_detector`: wiring between ROS, the newest-frame worker and the segmenter."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+try:
+    import rclpy
+    from builtin_interfaces.msg import Time
+    from rcl_interfaces.msg import SetParametersResult
+    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+    from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+    from rclpy.parameter import Parameter
+    from std_srvs.srv import Trigger
+
+    from vl4ad_ros import diagnostics, images, parameters
+    from vl4ad_ros.inputs import CameraInput
+    from vl4ad_ros.outputs import CameraOutputs, LabelOutputs
+except ImportError as error:
+    print(
+        f"vl4ad_ros: {error}. Source a ROS 2 installation (source /opt/ros/.../setup.bash) in this shell, "
+        "or, where there is none: pip install 'vl4ad_ros[ros,model]'",
+        file=sys.stderr,
+    )
+    raise SystemExit(2) from None
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+
+from vl4ad_model.errors import ImageError, Vl4adError
+from vl4ad_ros import transport
+from vl4ad_ros.worker import LatestJob, NewestFrameWorker
+
+if TYPE_CHECKING:
+    from vl4ad_model.segmenter import Segmenter
+
+NODE_NAME = "vl4ad_detector"
+GRACE_SECONDS = 1.0
+"""How long a frame or a model that is being loaded may take when the process is asked to end."""
+USER_ERROR = 2
+
+
+class DetectorNode(LifecycleNode):
+    """Subscribes to cameras, publishes labels and anomaly; see docs/ros.md for topics and parameters.
+
+    Three threads: the executor's (everything of ROS), one for inference, one that encodes new words.
+
+    Raises:
+        ParameterError: a parameter given at start is not usable.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(NODE_NAME, **arguments)
+        parameters.declare(self)
+        self.settings = parameters.settings_from(parameters.values_of(self))
+        self.cameras = self.settings.cameras or ("",)
+        self.load_problem = ""
+        self.add_pre_set_parameters_callback(parameters.normalized)
+        self.add_on_set_parameters_callback(self._check_parameters)
+        self.add_post_set_parameters_callback(self._apply_parameters)
+        self._throttle = diagnostics.Throttle()
+        self._last_error = ""
+        self._segmenter: Segmenter | None = None
+        self._loader: threading.Thread | None = None
+        self._worker: NewestFrameWorker | None = None
+        self._words: LatestJob | None = None
+        self._inputs: list[CameraInput] = []
+        self._outputs: dict[str, CameraOutputs] = {}
+        self._labels: LabelOutputs | None = None
+        self._statistics = {camera: diagnostics.CameraStatistics() for camera in self.cameras}
+        self._last_stamp: dict[str, Time | None] = dict.fromkeys(self.cameras)
+        self._active = False
+        # Held while publishing: nothing is published once deactivation has returned.
+        self._publishing = threading.Lock()
+        self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self.create_timer(1.0, self._every_second)
+        self.create_service(Trigger, "~/reload_vocabulary", self._reload_vocabulary)
+
+    # --- lifecycle --------------------------------------------------------------------------------------------------------
+
+    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._guarded("configure", self._configure, super().on_configure, state)
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        # Publishers first: the labels are the first thing that goes out.
+        return self._guarded("activate", lambda: None, super().on_activate, state, then=self._activate)
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._guarded("deactivate", self._deactivate, super().on_deactivate, state)
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._guarded("cleanup", self._release, super().on_cleanup, state)
+
+    def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._guarded("shutdown", self._release, super().on_shutdown, state)
+
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        return self._guarded("error processing", self._release, super().on_error, state)
+
+    def _guarded(
+        self,
+        what: str,
+        action: Callable[[], None],
+        managed: Callable[[LifecycleState], TransitionCallbackReturn],
+        state: LifecycleState,
+        then: Callable[[], None] = lambda: None,
+    ) -> TransitionCallbackReturn:
+        """rclpy swallows exceptions of transitions; here they are said: a user's mistake in one line, ours with its traceback."""
+        try:
+            action()
+            result = managed(state)
+            if result == TransitionCallbackReturn.SUCCESS:
+                then()
+            return result
+        except Vl4adError as error:
+            self.load_problem = self._last_error = str(error)
+            self.get_logger().error(f"cannot {what}: {error}")
+            if what == "configure":
+                self._release()
+            return TransitionCallbackReturn.FAILURE
+        except Exception as error:
+            self.load_problem = self._last_error = f"{type(error).__name__}: {error}"
+            self.get_logger().error(f"cannot {what}: {traceback.format_exc()}")
+            return TransitionCallbackReturn.ERROR
+
+    def _configure(self) -> None:
+        self.load_problem = ""
+        began = time.monotonic()
+        settings = self.settings
+        segmenter = self._load(settings)
+        self._segmenter = segmenter
+        self._labels = LabelOutputs(self)
+        self._outputs = {camera: CameraOutputs(self, camera) for camera in self.cameras}
+        self._words = LatestJob(on_error=self._words_failed)
+        self._worker = NewestFrameWorker(self._process, on_error=self._frame_failed, on_wake=self._announce)
+        self._worker.limit_rate(settings.max_rate)
+        self._worker.start()
+        self.get_logger().info(
+            f"{segmenter.notice or segmenter.model_name}; engine {segmenter.engine_name} on {segmenter.device} "
+            f"({segmenter.engine_reason}); loaded in {time.monotonic() - began:.1f} s"
+        )
+
+    def _load(self, settings: parameters.Settings) -> Segmenter:
+        """Load the model in a thread, so that the process can end, and tell, while it lasts."""
+        outcome: list[Any] = []
+
+        def load() -> None:
+            try:
+                vocabulary = settings.build_vocabulary()
+                from vl4ad_model.segmenter import Segmenter
+
+                segmenter = Segmenter.load(
+                    settings.model,
+                    device=settings.device,
+                    engine=settings.engine,
+                    precision=settings.precision,
+                    network_size=settings.network_size,
+                    vocabulary=vocabulary,
+                    classifier=settings.classifier_or_none,
+                    merge_classes=settings.merge_classes,
+                )
+                if segmenter.network_size is not None:
+                    import numpy as np
+
+                    # The first image takes several times as long as the others: better here than when it counts.
+                    segmenter.segment(np.full((*segmenter.network_size, 3), 127, np.uint8))
+                outcome.append(segmenter)
+            except ModuleNotFoundError as error:
+                outcome.append(Vl4adError(f"the package '{error.name}' is not installed: pip install 'vl4ad_ros[model]'"))
+            except Exception as error:
+                outcome.append(error)
+
+        self._loader = threading.Thread(target=load, name="model loading", daemon=True)
+        self._loader.start()
+        told = time.monotonic()
+        while self._loader.is_alive():
+            self._loader.join(0.05)
+            if not self.context.ok():
+                raise Vl4adError("asked to end while loading the model")
+            if time.monotonic() - told > 1.0:
+                told = time.monotonic()
+                self._publish_diagnostics([self._node_status(DiagnosticStatus.WARN, f"loading model {settings.model}")])
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return outcome[0]
+
+    def _activate(self) -> None:
+        assert self._worker is not None and self._labels is not None
+        self._statistics = {camera: diagnostics.CameraStatistics() for camera in self.cameras}
+        self._last_stamp = dict.fromkeys(self.cameras)
+        self._labels.version = 0
+        self._active = True
+        self._announce()
+        self._inputs = [CameraInput(self, camera, self.settings, self._receive) for camera in self.cameras]
+
+    def _deactivate(self) -> None:
+        for entry in self._inputs:
+            entry.destroy()
+        self._inputs = []
+        if self._worker is not None:
+            self._worker.clear()
+        with self._publishing:
+            self._active = False
+
+    def _release(self) -> None:
+        """Give everything back that `_configure` and `_activate` made, however far they came."""
+        self._deactivate()
+        if self._words is not None:
+            self._words.stop(None if self.context.ok() else GRACE_SECONDS)
+        if self._worker is not None:
+            # Nobody may use the segmenter any more when it is closed; a frame is waited for, but not at the process's end.
+            self._worker.stop(None if self.context.ok() else GRACE_SECONDS)
+        for outputs in self._outputs.values():
+            outputs.destroy()
+        if self._labels is not None:
+            self._labels.destroy()
+        if self._segmenter is not None and (self._worker is None or not self._worker.alive):
+            self._segmenter.close()
+        self._outputs, self._labels, self._segmenter, self._words, self._worker = {}, None, None, None, None
+
+    def stop_threads(self) -> bool:
+        """End this node's threads, waiting for a short time only.
+
+        Returns:
+            whether all of them ended.
+        """
+        deadline = time.monotonic() + GRACE_SECONDS
+        self._active = False
+        ended = True
+        for worker in (self._worker, self._words):
+            if worker is not None:
+                ended &= worker.stop(max(0.05, deadline - time.monotonic()))
+        return ended and not (self._loader is not None and self._loader.is_alive())
+
+    # --- frames -----------------------------------------------------------------------------------------------------------
+
+    def _receive(self, camera: str, message: Any) -> None:
+        """In the executor's thread: hand the image over and return."""
+        self._statistics[camera].arrived()
+        if self._worker is not None:
+            self._worker.offer(camera, message)
+
+    def _process(self, camera: str, message: Any) -> None:
+        """In the worker's thread: one image from its bytes to its published maps."""
+        segmenter, outputs, statistics = self._segmenter, self._outputs.get(camera), self._statistics[camera]
+        if segmenter is None or outputs is None:
+            return
+        settings = self.settings
+        wanted = outputs.wanted()
+        if not wanted:
+            statistics.unwatched += 1
+            return
+        started = time.perf_counter()
+        try:
+            rgb = images.to_rgb(message)
+            decoded = time.perf_counter()
+            result = segmenter.segment(rgb, output_size=settings.publish_resolution)
+        except ImageError as error:
+            self._reject(camera, str(error))
+            return
+        segmented = time.perf_counter()
+        messages = outputs.encode(wanted, rgb, result, message.header, settings.anomaly_threshold)
+        encoded = time.perf_counter()
+        stamp = message.header.stamp
+        with self._publishing:
+            if not self._active:
+                return
+            self._announce_version(result.vocabulary, result.vocabulary_version)
+            outputs.publish(messages)
+            self._last_stamp[camera] = stamp
+        published = time.perf_counter()
+        age = None
+        if stamp.sec or stamp.nanosec:
+            age = self.get_clock().now().nanoseconds * 1e-9 - (stamp.sec + stamp.nanosec * 1e-9)
+        else:
+            self._complain(camera, "the header has no stamp: latency is unknown and outputs cannot be matched to images")
+        inside = dict(result.seconds)
+        inside.setdefault("network", segmented - decoded)
+        stages = {"decode": decoded - started, **inside, "encode": encoded - segmented, "publish": published - encoded}
+        kind = getattr(message, "encoding", "") or getattr(message, "format", "")
+        statistics.published_one(age, stages, f"{rgb.shape[1]}x{rgb.shape[0]} {kind}")
+
+    def _reject(self, camera: str, reason: str) -> None:
+        self._statistics[camera].rejected(_cause(reason), reason)
+        self._complain(camera, f"image rejected: {reason}")
+
+    def _complain(self, camera: str, text: str) -> None:
+        title = f"camera {camera}: " if camera else ""
+        if self._throttle.allows(title + _cause(text)):
+            self.get_logger().warning(f"{title}{text} (the same again is not logged for {diagnostics.REPEAT_SECONDS:.0f} s)")
+
+    def _frame_failed(self, error: Exception) -> None:
+        if not self.context.ok():
+            return
+        self._last_error = f"{type(error).__name__}: {error}"
+        for statistics in self._statistics.values():
+            statistics.failed += 1
+        if self._throttle.allows(_cause(self._last_error)):
+            detail = str(error) if isinstance(error, Vl4adError) else "".join(traceback.format_exception(error))
+            self.get_logger().error(f"an image could not be processed: {detail}")
+
+    # --- words ------------------------------------------------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        """Say what the labels mean as soon as the words change, even if no image comes."""
+        if self._segmenter is not None and self._active:
+            words = self._segmenter.words
+            with self._publishing:
+                if self._active:
+                    self._announce_version(words.vocabulary, words.version)
+
+    def _announce_version(self, vocabulary: Any, version: int) -> None:
+        if self._labels is not None and self._segmenter is not None:
+            self._labels.announce(
+                vocabulary,
+                version,
+                model=self._segmenter.model_name,
+                threshold=self.settings.anomaly_threshold,
+                after=self._last_stamp,
+            )
+
+    def _check_parameters(self, changes: list[Parameter]) -> SetParametersResult:
+        """Refuse with a reason; nothing is changed here."""
+        try:
+            for parameter in changes:
+                if parameter.name in parameters.BY_NAME and parameter.type_ == Parameter.Type.NOT_SET:
+                    raise parameters.ParameterError(f"{parameter.name} cannot be deleted")
+            settings = parameters.changed(self.settings, {parameter.name: parameter.value for parameter in changes})
+            if not settings.same_words(self.settings):
+                vocabulary = settings.build_vocabulary()
+                if self._segmenter is not None:
+                    self._segmenter.check_words(vocabulary, settings.classifier_or_none)
+        except Vl4adError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+    def _apply_parameters(self, changes: list[Parameter]) -> None:
+        """Take over what `_check_parameters` let through."""
+        old, self.settings = (
+            self.settings,
+            parameters.changed(self.settings, {parameter.name: parameter.value for parameter in changes}),
+        )
+        if self._worker is not None and self.settings.max_rate != old.max_rate:
+            self._worker.limit_rate(self.settings.max_rate)
+        if not self.settings.same_words(old):
+            self._change_words()
+
+    def _change_words(self) -> None:
+        """Encode new words beside the running images and swap them in as one."""
+        segmenter, words, worker, settings = self._segmenter, self._words, self._worker, self.settings
+        if segmenter is None or words is None or worker is None:
+            return
+
+        def change() -> None:
+            version = segmenter.reconfigure(
+                vocabulary=settings.build_vocabulary(),
+                classifier=settings.classifier_or_none or segmenter.default_classifier,
+                merge_classes=settings.merge_classes,
+            )
+            hazards = ", ".join(hazard.name for hazard in segmenter.vocabulary.hazards) or "none"
+            self.get_logger().info(f"words version {version}: {segmenter.vocabulary.name}, hazards: {hazards:.500}")
+            worker.poke()
+
+        words.submit(change)
+
+    def _words_failed(self, error: Exception) -> None:
+        self._last_error = str(error)
+        self.get_logger().error(f"the words stay as they were: {error}")
+
+    def _reload_vocabulary(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        del request
+        try:
+            vocabulary = self.settings.build_vocabulary()
+            if self._segmenter is not None:
+                self._segmenter.check_words(vocabulary)
+        except Vl4adError as error:
+            self._last_error = str(error)
+            response.success, response.message = False, f"{error}; the old words stay"
+            self.get_logger().warning(response.message)
+            return response
+        self._change_words()
+        response.success = True
+        response.message = f"{vocabulary.known_count} classes and {vocabulary.hazard_count} hazards of '{vocabulary.name}'"
+        return response
+
+    # --- diagnostics ------------------------------------------------------------------------------------------------------
+
+    def _every_second(self) -> None:
+        problems = {entry.camera: entry.look_after() for entry in self._inputs}
+        for camera, problem in problems.items():
+            if problem:
+                self._complain(camera, problem)
+        statuses = [self._node_status()]
+        worker = self._worker
+        for camera in self.cameras if self._active and worker is not None else ():
+            assert worker is not None
+            counts = worker.counts(camera)
+            statuses.append(
+                diagnostics.camera_status(
+                    f"{self.get_name()}: {camera or 'camera'}",
+                    self._statistics[camera].snapshot(),
+                    {"received": counts.received, "dropped": counts.dropped, "limited": counts.limited},
+                    problems.get(camera, ""),
+                )
+            )
+        self._publish_diagnostics(statuses)
+
+    def _node_status(self, level: bytes = DiagnosticStatus.OK, message: str = "") -> DiagnosticStatus:
+        segmenter = self._segmenter
+        values: dict[str, object] = {"model": self.settings.model, "last error": self._last_error}
+        if segmenter is not None:
+            words = segmenter.words
+            values |= {
+                "model": segmenter.model_name,
+                "model notice": segmenter.notice,
+                "engine": segmenter.engine_name,
+                "engine reason": segmenter.engine_reason,
+                "device": segmenter.device,
+                "precision": segmenter.precision,
+                "network size": "x".join(map(str, segmenter.network_size or ())) or "as the image",
+                "vocabulary": words.vocabulary.name,
+                "vocabulary version": words.version,
+                "hazards": ", ".join(hazard.prompt for hazard in words.vocabulary.hazards),
+                "classifier": words.classifier_name,
+                "classes merged": words.merge_classes,
+            }
+        elif self.load_problem and level == DiagnosticStatus.OK:
+            level, message = DiagnosticStatus.ERROR, self.load_problem
+        state = "active" if self._active else "inactive" if segmenter is not None else "not configured"
+        return diagnostics.status(f"{self.get_name()}: detector", level, message or state, values)
+
+    def _publish_diagnostics(self, statuses: list[DiagnosticStatus]) -> None:
+        with contextlib.suppress(Exception):  # the context may go down at any time
+            self._diagnostics.publish(diagnostics.array_of(statuses, self.get_clock().now().to_msg()))
+
+
+def _cause(text: str) -> str:
+    """A complaint without its numbers and quoted values: what makes two of them the same."""
+    return re.sub(r"'[^']*'|\d+", "#", text)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the node until it is asked to end.
+
+    Returns:
+        exit status: 0 after SIGINT or SIGTERM, 2 for a user's mistake.
+    """
+    transport.prepare_this_process()
+    # rclpy's own handlers end the context; Python's must not raise KeyboardInterrupt in the middle of that.
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGINT, lambda *_: None)
+    node, status = None, 0
+    try:
+        rclpy.init(args=arguments)
+        try:
+            node = DetectorNode()
+        except (Vl4adError, rclpy.exceptions.ParameterException) as error:
+            print(f"vl4ad_detector: {error}", file=sys.stderr)
+            return USER_ERROR
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        if node.settings.autostart and not _start(node) and rclpy.ok():
+            status = USER_ERROR
+        else:
+            executor.spin()
+    except ExternalShutdownException:
+        pass
+    finally:
+        ended = node is None or node.stop_threads()
+        if node is not None and ended:
+            with contextlib.suppress(Exception):
+                node.destroy_node()
+        rclpy.try_shutdown()
+        if not ended:
+            # A network in the middle of a frame, or a model that is being loaded, cannot be interrupted: leave it behind.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    return status
+
+
+def _start(node: DetectorNode) -> bool:
+    success = TransitionCallbackReturn.SUCCESS
+    return node.trigger_configure() == success and node.trigger_activate() == success
+
+
+def main() -> None:
+    """Entry point of the `detector` executable."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""One camera's subscription, and what may be wrong with its topic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.lifecycle import LifecycleNode
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
+
+from vl4ad_ros.parameters import Settings
+
+_TYPES = {"sensor_msgs/msg/Image": "raw", "sensor_msgs/msg/CompressedImage": "compressed"}
+
+
+class CameraInput:
+    """Subscribes to `image` (or `<camera>/image`), newest frame only.
+
+    With `image_transport` compressed the topic is `<image>/compressed`, as everywhere in ROS, after remapping `image`.
+
+    Args:
+        receive: called with (camera, message) in the executor's thread.
+    """
+
+    def __init__(self, node: LifecycleNode, camera: str, settings: Settings, receive: Callable[[str, Any], None]) -> None:
+        self.camera = camera
+        self._node, self._transport, self._receive = node, settings.image_transport, receive
+        self._automatic = settings.qos_reliability == "auto"
+        self._message_type = CompressedImage if self._transport == "compressed" else Image
+        topic = node.resolve_topic_name(f"{camera}/image" if camera else "image")
+        if self._transport == "compressed" and not topic.endswith("/compressed"):
+            topic += "/compressed"
+        self.topic = topic
+        self._arrived = False
+        self._seconds = 0
+        self._subscribe(best_effort=settings.qos_reliability == "best_effort" or (self._automatic and self._offers_best_effort()))
+
+    def _subscribe(self, *, best_effort: bool) -> None:
+        self._best_effort = best_effort
+        reliability = ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE
+        self._subscription = self._node.create_subscription(
+            self._message_type, self.topic, self._on_message, QoSProfile(depth=1, reliability=reliability)
+        )
+
+    def _on_message(self, message: Any) -> None:
+        self._arrived = True
+        self._receive(self.camera, message)
+
+    def _publishers(self) -> list[Any]:
+        return self._node.get_publishers_info_by_topic(self.topic)
+
+    def _offers_best_effort(self) -> bool:
+        return any(each.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for each in self._publishers())
+
+    def look_after(self) -> str:
+        """Once a second: adapt to the publishers' reliability, and say what keeps images from arriving.
+
+        Returns:
+            the problem in words; empty while images arrive.
+        """
+        if self._automatic and not self._best_effort and self._offers_best_effort():
+            self._node.get_logger().info(f"{self.topic} is published best effort: subscribing so")
+            self._node.destroy_subscription(self._subscription)
+            self._subscribe(best_effort=True)
+        if self._arrived:
+            self._arrived = False
+            self._seconds = 0
+            return ""
+        self._seconds += 1
+        publishers = self._publishers()
+        if not publishers:
+            return "" if self._seconds < 5 else f"no publisher on {self.topic}: remap with -r image:=/your/topic"
+        others = {each.topic_type for each in publishers} - {_name_of(self._message_type)}
+        if others:
+            found = sorted(others)[0]
+            hint = f": set image_transport to {_TYPES[found]}" if found in _TYPES else ""
+            return f"{self.topic} carries {found}, not {_name_of(self._message_type)}{hint}"
+        if not self._best_effort and self._offers_best_effort():
+            return f"{self.topic} is published best effort only: set qos_reliability to auto or best_effort"
+        if self._seconds >= 3:
+            return f"{self.topic} has a publisher but no image arrives: large images need the transport profile, see docs/ros.md"
+        return ""
+
+    def destroy(self) -> None:
+        self._node.destroy_subscription(self._subscription)
+
+
+def _name_of(message_type: type) -> str:
+    return f"sensor_msgs/msg/{message_type.__name__}"

@@ -1,0 +1,301 @@
+"""Every parameter of the node in one table: default, meaning, allowed values, and how a value becomes settings.
+
+Imports no ROS until `declare`, so that the command line and the tests can read the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from vl4ad_model.errors import Vl4adError
+from vl4ad_model.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
+    from rclpy.parameter import Parameter
+
+
+class ParameterError(Vl4adError):
+    """A parameter's value is not usable; the message names the parameter and what is allowed."""
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """One parameter.
+
+    Attributes:
+        default: its type is the parameter's.
+        description: for `ros2 param describe`, one sentence.
+        read_only: set once, when the node starts.
+        choices: allowed strings; empty = any.
+        minimum, maximum: range of a number.
+        dynamic: may arrive as another type and is brought into shape by `normalized`.
+    """
+
+    name: str
+    default: Any
+    description: str
+    read_only: bool = False
+    choices: tuple[str, ...] = ()
+    minimum: float = -math.inf
+    maximum: float = math.inf
+    dynamic: bool = False
+
+
+AUTOMATIC_CLASSIFIER = "auto"
+CLASSIFIERS = (AUTOMATIC_CLASSIFIER, "in_vocabulary", "out_of_vocabulary", "ensemble")
+
+SPECS: tuple[ParameterSpec, ...] = (
+    ParameterSpec(
+        "hazard_prompts",
+        [],
+        "Hazards in words, beside those of the vocabulary file: a list, each entry with its alternatives separated by '|'. "
+        "A bare string is one hazard, [] is none.",
+        dynamic=True,
+    ),
+    ParameterSpec("vocabulary_file", "", "YAML file with the known classes; empty = the 19 Cityscapes classes."),
+    ParameterSpec("merge_classes", True, "Score the known classes of one superclass as one; labels stay apart."),
+    ParameterSpec(
+        "classifier",
+        AUTOMATIC_CLASSIFIER,
+        "Which branch classifies masks; auto = what the model was made for.",
+        choices=CLASSIFIERS,
+    ),
+    ParameterSpec(
+        "anomaly_threshold", 0.5, "anomaly_mask is 255 where the score is above this.", minimum=-1e3, maximum=1e3, dynamic=True
+    ),
+    ParameterSpec(
+        "publish_resolution",
+        "input",
+        "Size of the output images: the camera image's, or the one the network saw (cheaper).",
+        choices=("input", "network"),
+    ),
+    ParameterSpec(
+        "max_rate", 0.0, "Images per second and camera at most; 0 = as many as possible.", minimum=0.0, maximum=1000.0, dynamic=True
+    ),
+    ParameterSpec("model", "tiny", "Model name (see 'vl4ad models list') or a folder with config.json.", read_only=True),
+    ParameterSpec("engine", "auto", "What runs the network: auto, torch, onnx, openvino or tensorrt.", read_only=True),
+    ParameterSpec("device", "auto", "auto, cpu, cuda or cuda:N.", read_only=True),
+    ParameterSpec("precision", "fp32", "Number format of the network.", read_only=True, choices=("fp32", "fp16")),
+    ParameterSpec(
+        "network_size",
+        [0, 0],
+        "[height, width] the network works at, multiples of 32; [0, 0] = the model's own.",
+        read_only=True,
+    ),
+    ParameterSpec(
+        "cameras",
+        [""],
+        "Names of several cameras: reads <name>/image, publishes ~/<name>/...; [''] = one camera on 'image'.",
+        read_only=True,
+    ),
+    ParameterSpec("image_transport", "raw", "Type of the input images.", read_only=True, choices=("raw", "compressed")),
+    ParameterSpec(
+        "qos_reliability",
+        "auto",
+        "Reliability of the input; auto = reliable unless a publisher of the topic offers best effort only.",
+        read_only=True,
+        choices=("auto", "reliable", "best_effort"),
+    ),
+    ParameterSpec(
+        "autostart",
+        True,
+        "Configure and activate at start; false = wait for a lifecycle manager.",
+        read_only=True,
+    ),
+)
+BY_NAME = {spec.name: spec for spec in SPECS}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The values in use. Immutable: a frame takes one whole set with it."""
+
+    hazard_prompts: tuple[str, ...]
+    vocabulary_file: str
+    merge_classes: bool
+    classifier: str
+    anomaly_threshold: float
+    publish_resolution: str
+    max_rate: float
+    model: str
+    engine: str
+    device: str
+    precision: str
+    network_size: tuple[int, int] | None
+    cameras: tuple[str, ...]
+    image_transport: str
+    qos_reliability: str
+    autostart: bool
+
+    def same_words(self, other: Settings) -> bool:
+        """Whether scoring is the same."""
+        words = ("hazard_prompts", "vocabulary_file", "merge_classes", "classifier")
+        return all(getattr(self, name) == getattr(other, name) for name in words)
+
+    @property
+    def classifier_or_none(self) -> str | None:
+        return None if self.classifier == AUTOMATIC_CLASSIFIER else self.classifier
+
+    def build_vocabulary(self) -> Vocabulary:
+        """The known classes and hazards of the file, then the hazards of `hazard_prompts`.
+
+        Raises:
+            VocabularyError: the file or a prompt is not usable.
+        """
+        vocabulary = Vocabulary.from_yaml(self.vocabulary_file) if self.vocabulary_file else Vocabulary.cityscapes()
+        if not self.hazard_prompts:
+            return vocabulary
+        return vocabulary.with_hazards([*(hazard.prompt for hazard in vocabulary.hazards), *self.hazard_prompts])
+
+
+def prompts_from(value: Any) -> tuple[str, ...]:
+    """Hazard prompts from whatever arrives: a list of strings, a bare string, an empty array of any type.
+
+    Raises:
+        ParameterError: numbers, bools or bytes.
+    """
+    if isinstance(value, str):
+        return (value,) if value.strip() else ()
+    if isinstance(value, Sequence) or hasattr(value, "tolist"):
+        items = list(value)
+        if all(isinstance(item, str) for item in items):
+            return tuple(items)
+        wrong = next(item for item in items if not isinstance(item, str))
+    else:
+        wrong = value
+    raise ParameterError(
+        f"hazard_prompts is a list of strings, but {wrong!r:.40} is {type(wrong).__name__}: put quotes around it, "
+        "\"['tyre|tire', 'sofa']\""
+    )
+
+
+def checked(name: str, value: Any) -> Any:
+    """One value in the form `Settings` holds.
+
+    Raises:
+        ParameterError: unknown name, wrong type, or outside what is allowed.
+    """
+    spec = BY_NAME.get(name)
+    if spec is None:
+        raise ParameterError(f"no parameter '{name}': known are {', '.join(BY_NAME)}")
+    if name == "hazard_prompts":
+        return prompts_from(value)
+    if isinstance(spec.default, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(spec.default, list):
+        return _sides(value) if name == "network_size" else _camera_names(value)
+    if type(value) is not type(spec.default):
+        raise ParameterError(f"{name} must be {_KINDS[type(spec.default)]}, not {value!r:.40}")
+    if spec.choices and value not in spec.choices:
+        raise ParameterError(f"{name} '{value:.40}' is unknown: use {', '.join(spec.choices)}")
+    if isinstance(value, float) and not spec.minimum <= value <= spec.maximum:
+        raise ParameterError(f"{name} must be {spec.minimum:g} to {spec.maximum:g}, not {value:g}")
+    return value
+
+
+_KINDS = {str: "a string", bool: "true or false", float: "a number"}
+
+
+def _sides(value: Any) -> tuple[int, int] | None:
+    sides = tuple(value)
+    if sides in ((), (0, 0)):
+        return None
+    if len(sides) != 2 or not all(isinstance(side, int) and 0 < side <= 16384 for side in sides):
+        raise ParameterError(f"network_size is [height, width] in pixels or [0, 0], not {list(sides)!r:.60}")
+    return sides[0], sides[1]
+
+
+_CAMERA_NAME = re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
+
+
+def _camera_names(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        value = [value]
+    names = [str(name).strip().strip("/") for name in value]
+    names = [name for name in names if name]
+    for name in names:
+        if not all(
+            part and part.replace("_", "a").isalnum() and part.isascii() and not part[0].isdigit() for part in name.split("/")
+        ):
+            raise ParameterError(f"camera '{name:.40}' is no ROS name: letters, digits, _ and / only")
+        if names.count(name) > 1:
+            raise ParameterError(f"camera '{name}' is listed twice")
+    return tuple(names)
+
+
+def settings_from(values: Mapping[str, Any]) -> Settings:
+    """All settings; what is missing has its default.
+
+    Raises:
+        ParameterError: a value is not allowed.
+    """
+    return Settings(**{spec.name: checked(spec.name, values.get(spec.name, spec.default)) for spec in SPECS})
+
+
+def changed(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    """The settings with some values changed; names that are not ours are left alone.
+
+    Raises:
+        ParameterError: a value is not allowed.
+    """
+    ours = {name: checked(name, value) for name, value in values.items() if name in BY_NAME}
+    return dataclasses.replace(settings, **ours)
+
+
+# --- with rclpy -----------------------------------------------------------------------------------------------------------
+
+
+def declare(node: Node) -> None:
+    """Declare every parameter, with description, range and constraints; values given at start are taken as they are."""
+    from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
+    from rclpy.parameter import Parameter
+
+    for spec in SPECS:
+        descriptor = ParameterDescriptor(description=spec.description, read_only=spec.read_only)
+        if spec.choices:
+            descriptor.additional_constraints = "one of: " + ", ".join(spec.choices)
+        if spec.name == "hazard_prompts":
+            descriptor.additional_constraints = "a list of strings, a string, or []"
+        if spec.dynamic or isinstance(spec.default, list):
+            # "[]" arrives as an empty bool array, a bare word as a string, 1 as an integer: were the parameter statically typed,
+            # they would be rejected before any callback of ours runs.
+            descriptor.dynamic_typing = True
+        if math.isfinite(spec.minimum):
+            descriptor.floating_point_range = [FloatingPointRange(from_value=spec.minimum, to_value=spec.maximum, step=0.0)]
+        node.declare_parameter(spec.name, spec.default, descriptor)
+    # A dynamic parameter's type is what it was last set to: bring those given at start into their own form.
+    node.set_parameters(
+        normalized(Parameter(spec.name, value=node.get_parameter(spec.name).value) for spec in SPECS if spec.dynamic)
+    )
+
+
+def normalized(parameters: Iterable[Parameter]) -> list[Parameter]:
+    """What people write, in the parameter's own type: a bare string as a list, an integer as a float. Others unchanged."""
+    from rclpy.parameter import Parameter
+
+    result = []
+    for parameter in parameters:
+        spec = BY_NAME.get(parameter.name)
+        if spec is not None and spec.dynamic and parameter.type_ != Parameter.Type.NOT_SET:
+            try:
+                value = checked(parameter.name, parameter.value)
+            except ParameterError:
+                pass  # the next callback says what is wrong
+            else:
+                if spec.name == "hazard_prompts":
+                    parameter = Parameter(spec.name, Parameter.Type.STRING_ARRAY, list(value))
+                else:
+                    parameter = Parameter(spec.name, Parameter.Type.DOUBLE, value)
+        result.append(parameter)
+    return result
+
+
+def values_of(node: Node) -> dict[str, Any]:
+    """The values the node has now."""
+    return {spec.name: node.get_parameter(spec.name).value for spec in SPECS}

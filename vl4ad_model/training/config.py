@@ -1,0 +1,181 @@
+"""What a training run is: one YAML file, checked entry by entry before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vl4ad_model.errors import TrainingError
+
+KINDS = ("rendered", "cityscapes")
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A folder of labelled images.
+
+    Attributes:
+        kind: rendered (what `vl4ad scenes render` writes) or cityscapes (leftImg8bit/ and gtFine/ as published).
+        folder: where it lies; relative to the YAML file.
+        split: of a Cityscapes folder: train, val or test.
+        repeat: how often an epoch sees each image.
+    """
+
+    kind: str
+    folder: Path
+    split: str = "train"
+    repeat: int = 1
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One training run.
+
+    Attributes:
+        model: registry name or folder; its CLIP is kept frozen, its decoder trained from its architecture.
+        start_from_weights: start from the model's present decoder weights (fine-tuning) instead of fresh ones.
+        data: images to learn from.
+        validation: images that decide about early stopping and the best checkpoint; empty = keep the last.
+        vocabulary: YAML file of the known classes; None = Cityscapes.
+        cutouts: folder of cut-out pictures that are pasted as further hazards; None = no pasting.
+        crop: (height, width) of training crops, multiples of 32.
+        scales: smallest and largest factor an image is scaled by before it is cropped.
+        anchored_queries: query k always stands for known class k, the others are matched. Converges in a fraction of the
+            steps; False is Mask2Former's and FC-CLIP's matching of everything.
+        steps, warmup_steps, batch_size: of one process; the learning rate rises over the warm-up and falls as a cosine.
+        learning_rate, weight_decay, clip_gradient_norm: AdamW.
+        points: sampled points per image for masks, dice and class maps.
+        *_weight: of the losses; `no_object_weight` is the class weight of void for queries without an object.
+        ema_decay: of the averaged weights that are validated and saved; 0 = none.
+        precision: fp32, fp16 (CUDA) or bf16.
+        validate_every, checkpoint_every: in steps.
+        patience: validations without improvement before training stops; 0 = never.
+        seed, workers: of sampling, and processes that load images.
+        threads: CPU threads; 0 = the library's default.
+        compiled_backbone: where the device is a CPU and OpenVINO is installed, run the frozen CLIP through it: much faster.
+    """
+
+    model: str
+    data: tuple[DataSource, ...]
+    validation: tuple[DataSource, ...] = ()
+    vocabulary: Path | None = None
+    cutouts: Path | None = None
+    start_from_weights: bool = False
+    crop: tuple[int, int] = (512, 1024)
+    scales: tuple[float, float] = (0.5, 2.0)
+    anchored_queries: bool = False
+    steps: int = 90000
+    warmup_steps: int = 500
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.05
+    clip_gradient_norm: float = 1.0
+    points: int = 4096
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    map_weight: float = 2.0
+    no_object_weight: float = 0.1
+    ema_decay: float = 0.0
+    precision: str = "fp32"
+    validate_every: int = 1000
+    validation_images: int = 60
+    checkpoint_every: int = 250
+    patience: int = 0
+    seed: int = 0
+    workers: int = 1
+    threads: int = 0
+    compiled_backbone: bool = True
+
+    @classmethod
+    def from_yaml(cls, path: Path) -> TrainingConfig:
+        """Read and check a file.
+
+        Raises:
+            TrainingError: unreadable, not YAML, an unknown entry or an impossible value; the message names it.
+        """
+        import yaml
+
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise TrainingError(f"training configuration {path} cannot be read: {error}") from None
+        except yaml.YAMLError as error:
+            raise TrainingError(f"training configuration {path} is not YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise TrainingError(f"training configuration {path} must be a mapping of names to values")
+        return cls.from_dict(values, base=Path(path).resolve().parent)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], *, base: Path) -> TrainingConfig:
+        """From plain values; paths are relative to `base`."""
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(str(key) for key in set(values) - set(fields))
+        if unknown:
+            raise TrainingError(f"training configuration: unknown entries {', '.join(unknown)}; known are {', '.join(fields)}")
+        missing = [name for name in ("model", "data") if not values.get(name)]
+        if missing:
+            raise TrainingError(f"training configuration: '{missing[0]}' is missing")
+        types = typing.get_type_hints(cls)
+        ready: dict[str, Any] = {}
+        for name, value in values.items():
+            if name in ("data", "validation"):
+                ready[name] = tuple(_source(entry, name, base) for entry in _list(value, name))
+            elif name in ("vocabulary", "cutouts"):
+                ready[name] = None if value is None else _path(value, base)
+            elif name in ("crop", "scales"):
+                if not isinstance(value, list) or len(value) != 2:
+                    raise TrainingError(f"training configuration: '{name}' needs two numbers, not {value!r}")
+                ready[name] = tuple(value)
+            elif types[name] is float and isinstance(value, int | float) and not isinstance(value, bool):
+                ready[name] = float(value)
+            elif not isinstance(value, types[name]) or (types[name] is int and isinstance(value, bool)):
+                raise TrainingError(f"training configuration: '{name}' must be {types[name].__name__}, not {value!r}")
+            else:
+                ready[name] = value
+        config = cls(**ready)
+        config._check()
+        return config
+
+    def _check(self) -> None:
+        def need(condition: bool, message: str) -> None:
+            if not condition:
+                raise TrainingError(f"training configuration: {message}")
+
+        need(all(isinstance(side, int) and side >= 32 and side % 32 == 0 for side in self.crop), "'crop' needs multiples of 32")
+        need(0 < self.scales[0] <= self.scales[1], "'scales' needs 0 < smallest <= largest")
+        need(self.precision in PRECISIONS, f"'precision' must be one of {', '.join(PRECISIONS)}")
+        for name in ("steps", "batch_size", "points", "validate_every", "checkpoint_every", "learning_rate"):
+            need(getattr(self, name) > 0, f"'{name}' must be positive")
+        need(0 <= self.ema_decay < 1, "'ema_decay' must be in [0, 1)")
+
+    def to_json(self) -> str:
+        """Readable JSON; kept in every checkpoint, so that a run says how it was made."""
+        return json.dumps(dataclasses.asdict(self), indent=1, default=str)
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise TrainingError(f"training configuration: '{name}' must be a list of data sources")
+    return value
+
+
+def _path(value: Any, base: Path) -> Path:
+    path = Path(str(value)).expanduser()
+    return path if path.is_absolute() else base / path
+
+
+def _source(entry: Any, name: str, base: Path) -> DataSource:
+    if not isinstance(entry, dict) or "folder" not in entry or entry.get("kind") not in KINDS:
+        raise TrainingError(f"training configuration: every entry of '{name}' needs 'folder' and 'kind' ({' or '.join(KINDS)})")
+    unknown = sorted(set(entry) - {"kind", "folder", "split", "repeat"})
+    if unknown:
+        raise TrainingError(f"training configuration: '{name}' has unknown entries {', '.join(unknown)}")
+    return DataSource(
+        entry["kind"], _path(entry["folder"], base), str(entry.get("split", "train")), max(1, int(entry.get("repeat", 1)))
+    )

@@ -1,0 +1,120 @@
+"""Labelled images to train on: folders of rendered frames, and Cityscapes as published."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vl4ad_model.errors import TrainingError
+from vl4ad_model.image_files import read_rgb
+from vl4ad_model.training.config import DataSource
+
+IGNORED = 255
+# Cityscapes' label ids to its 19 train ids (cityscapesScripts, labels.py); everything else is ignored.
+_CITYSCAPES_TRAIN_IDS = {
+    7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14, 28: 15, 31: 16,
+    32: 17, 33: 18,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One labelled image.
+
+    Attributes:
+        rgb: (H, W, 3) uint8. labels: (H, W) uint8: ids of known classes, ids of hazards, 255 = ignored.
+        hazards: id in `labels` -> name.
+    """
+
+    rgb: np.ndarray
+    labels: np.ndarray
+    hazards: dict[int, str]
+
+
+@dataclass(frozen=True)
+class FrameFiles:
+    """Where a frame lies. `info` is the JSON of a rendered frame, None for Cityscapes."""
+
+    image: Path
+    labels: Path
+    info: Path | None
+
+
+def find_frames(source: DataSource) -> list[FrameFiles]:
+    """The frames of a data source, sorted by name.
+
+    Raises:
+        TrainingError: the folder is missing or holds none.
+    """
+    if not source.folder.is_dir():
+        raise TrainingError(f"data folder {source.folder} does not exist")
+    frames = _rendered(source.folder) if source.kind == "rendered" else _cityscapes(source.folder, source.split)
+    if not frames:
+        layout = "images/, labels/ and frames/" if source.kind == "rendered" else f"leftImg8bit/{source.split} and gtFine"
+        raise TrainingError(f"data folder {source.folder} has no {source.kind} frames: {layout} are expected")
+    return frames
+
+
+def _rendered(folder: Path) -> list[FrameFiles]:
+    return [
+        FrameFiles(folder / "images" / f"{info.stem}.jpg", folder / "labels" / f"{info.stem}.png", info)
+        for info in sorted((folder / "frames").glob("*.json"))
+    ]
+
+
+def _cityscapes(folder: Path, split: str) -> list[FrameFiles]:
+    frames = []
+    for image in sorted((folder / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")):
+        stem = image.name.removesuffix("_leftImg8bit.png")
+        labels = folder / "gtFine" / split / image.parent.name / f"{stem}_gtFine_labelIds.png"
+        if not labels.is_file():
+            raise TrainingError(f"{image} has no labels at {labels}")
+        frames.append(FrameFiles(image, labels, None))
+    return frames
+
+
+def read_frame(files: FrameFiles) -> Frame:
+    """Read a frame.
+
+    Raises:
+        TrainingError: a file is damaged, or image and labels differ in size; names the file.
+    """
+    from PIL import Image
+
+    from vl4ad_model.errors import ImageError
+
+    try:
+        rgb = read_rgb(files.image)
+        with Image.open(files.labels) as picture:
+            labels = np.asarray(picture)
+        info = json.loads(files.info.read_text(encoding="utf-8")) if files.info else {}
+    except (OSError, ValueError, ImageError) as error:
+        raise TrainingError(f"{files.image}: {error}") from None
+    if labels.dtype != np.uint8 or labels.shape != rgb.shape[:2]:
+        raise TrainingError(f"{files.labels}: labels are {labels.dtype} {labels.shape}, 8 bit of the image's size are needed")
+    if files.info is None:
+        return Frame(rgb, cityscapes_train_ids(labels), {})
+    hazards = {int(key): str(value["name"]) for key, value in info.get("hazards", {}).items()}
+    return Frame(rgb, labels, hazards)
+
+
+def cityscapes_train_ids(labels: np.ndarray) -> np.ndarray:
+    """Cityscapes label ids (as in *_gtFine_labelIds.png) to train ids 0..18 and 255."""
+    table = np.full(256, IGNORED, np.uint8)
+    for label, train in _CITYSCAPES_TRAIN_IDS.items():
+        table[label] = train
+    return table[labels]
+
+
+def hazard_names(frames: Sequence[FrameFiles]) -> set[str]:
+    """The names of all hazards that a list of rendered frames shows."""
+    names: set[str] = set()
+    for files in frames:
+        if files.info is not None:
+            info = json.loads(files.info.read_text(encoding="utf-8"))
+            names.update(str(value["name"]) for value in info.get("hazards", {}).values())
+    return names

@@ -1,0 +1,213 @@
+"""The losses of mask proposals and their names, on sampled points: cross-entropy, dice, class, and the finished class map.
+
+Mask and class losses are Mask2Former's. The map loss is on p_k(h, w) = sum_i s_i c_ik itself, the quantity that labels and
+anomaly score are read from: 1 for the class of a pixel, 0 for all others, and 0 for ALL known classes on things that no word of
+the step's vocabulary names. That last part is what makes 1 - max_k p_k an anomaly score.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vl4ad_model.network.mask_decoder import QueryMasks
+from vl4ad_model.training.matching import assign, match_cost
+from vl4ad_model.training.words import Words
+
+IGNORED = 255
+ABSENT, NOTHING = -2, -1
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    class_weight: float = 2.0
+    mask_weight: float = 5.0
+    dice_weight: float = 5.0
+    map_weight: float = 2.0
+    no_object_weight: float = 0.1
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Labels of a batch.
+
+    Attributes:
+        labels: (B, H, W) int64: ids of known classes, ids of unnamed or hazard segments, 255 = ignored.
+        columns: per image, segment id -> class column of the step's vocabulary; void for what it does not name.
+    """
+
+    labels: Tensor
+    columns: tuple[dict[int, int], ...]
+
+
+def sample_points(labels: Tensor, count: int) -> Tensor:
+    """Points of each image, half of them uniform, half with rare segments favoured (probability ~ segment size ^ -1/2).
+
+    Args:
+        labels: (B, H, W) int64 in 0..255.
+
+    Returns:
+        (B, count) int64 flat pixel indices.
+    """
+    flat = labels.flatten(1)
+    batch, pixels = flat.shape
+    uniform = torch.randint(pixels, (batch, count // 2), device=flat.device)
+    sizes = torch.zeros(batch, 256, device=flat.device).scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float32))
+    weight = sizes.clamp_min(1).pow(-0.5).gather(1, flat) * (flat != IGNORED) + 1e-8
+    favoured = torch.multinomial(weight, count - count // 2, replacement=True)
+    return torch.cat((uniform, favoured), dim=1)
+
+
+def at_points(maps: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
+    """(B, N, h, w) maps, bilinearly upsampled to `size`, at flat pixel indices (B, P) of that size: (B, N, P)."""
+    height, width = size
+    x = ((points % width).float() + 0.5) * (2.0 / width) - 1
+    y = ((points // width).float() + 0.5) * (2.0 / height) - 1
+    grid = torch.stack((x, y), dim=-1)[:, None].to(maps.dtype)
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
+
+
+def class_logits(embeddings: Tensor, words: Words, void: Tensor, logit_scale: Tensor) -> Tensor:
+    """(B, N, D) embeddings to (B, N, C + 1): scaled cosine with the best concept of each class; void comes last."""
+    unit = F.normalize(embeddings.float(), dim=-1)
+    best = (unit @ words.rows.T)[..., words.index].amax(dim=-1)
+    of_void = unit @ F.normalize(void.float(), dim=-1)
+    return torch.cat((best, of_void[..., None]), dim=-1) * logit_scale.exp().clamp_max(100.0)
+
+
+def proposal_losses(
+    heads: list[QueryMasks],
+    targets: Targets,
+    words: Words,
+    void: Tensor,
+    logit_scale: Tensor,
+    *,
+    weights: LossWeights,
+    points: int,
+    anchored: int = 0,
+) -> dict[str, Tensor]:
+    """All losses of a batch, summed over the heads (deep supervision).
+
+    Args:
+        heads: predictions of every head; the last one also takes the map loss.
+        words: the step's vocabulary.
+        void: (D,) the void embedding; logit_scale: logarithm.
+        anchored: the first so many queries stand for the known class of their index; 0 = all are matched.
+
+    Returns:
+        "total" and its parts "mask", "dice", "class", "map", scalars; parts are before their weight.
+    """
+    height, width = targets.labels.shape[-2:]
+    chosen = sample_points(targets.labels, points)
+    point_labels = targets.labels.flatten(1).gather(1, chosen)
+    valid = (point_labels != IGNORED).float()
+    sums = {name: heads[0].mask_logits.new_zeros((), dtype=torch.float32) for name in ("mask", "dice", "class", "map")}
+    for head in heads:
+        logits = at_points(head.mask_logits, chosen, (height, width)).float()
+        of_class = class_logits(head.query_embeddings, words, void, logit_scale)
+        owner, column = _owners(logits, of_class, targets, point_labels, valid, words.void_column, weights, anchored)
+        mask, dice = _mask_losses(logits, owner, point_labels, valid)
+        sums["mask"] = sums["mask"] + mask
+        sums["dice"] = sums["dice"] + dice
+        sums["class"] = sums["class"] + _class_loss(of_class, owner, column, words.void_column, weights.no_object_weight, anchored)
+    point_columns = _point_columns(point_labels, targets, words.void_column)
+    sums["map"] = map_loss(logits, of_class.softmax(dim=-1)[..., :-1], point_columns, valid)
+    count = len(heads)
+    total = (
+        weights.mask_weight * sums["mask"] / count
+        + weights.dice_weight * sums["dice"] / count
+        + weights.class_weight * sums["class"] / count
+        + weights.map_weight * sums["map"]
+    )
+    return {"total": total, **sums}
+
+
+def map_loss(point_logits: Tensor, probabilities: Tensor, point_columns: Tensor, valid: Tensor) -> Tensor:
+    """Binary cross-entropy of p_k at points: 1 for the pixel's class, 0 for the others.
+
+    Args:
+        point_logits: (B, N, P). probabilities: (B, N, C) c_ik without void. point_columns: (B, P), C = no class of the vocabulary.
+        valid: (B, P) float.
+    """
+    p = torch.einsum("bnc,bnp->bpc", probabilities, point_logits.sigmoid())
+    classes = p.shape[-1]
+    # Overlapping masks may push p above 1: no target is missed there, and others are pushed down with a bounded loss.
+    target = F.one_hot(point_columns, classes + 1)[..., :-1].to(p.dtype)
+    hit = -(p.clamp(1e-4, 1.0).log() * target).sum(-1)
+    below = torch.where(p < 0.98, p, 0.98 + 0.01 * (p - 0.98).clamp(max=1.0))
+    wrong = -((1 - below).log() * (1 - target)).sum(-1)
+    return ((hit + wrong) * valid).sum() / valid.sum().clamp_min(1)
+
+
+def _owners(
+    logits: Tensor,
+    of_class: Tensor,
+    targets: Targets,
+    point_labels: Tensor,
+    valid: Tensor,
+    void_column: int,
+    weights: LossWeights,
+    anchored: int,
+) -> tuple[Tensor, Tensor]:
+    """(B, N) segment id each query answers for (NOTHING, or ABSENT for the query of a class that is not there), and its column."""
+    batch, queries, _ = logits.shape
+    owner = torch.full((batch, queries), NOTHING, dtype=torch.int64)
+    column = torch.full((batch, queries), void_column, dtype=torch.int64)
+    for image, columns in enumerate(targets.columns):
+        free = []
+        if anchored:
+            owner[image, :anchored] = ABSENT
+        for segment, of_segment in columns.items():
+            if segment < anchored:
+                owner[image, segment], column[image, segment] = segment, of_segment
+            else:
+                free.append(segment)
+        if not free:
+            continue
+        with torch.no_grad():
+            masks = torch.stack([point_labels[image] == segment for segment in free]).float()
+            cost = match_cost(
+                of_class[image, anchored:].softmax(-1),
+                logits[image, anchored:],
+                torch.tensor([columns[segment] for segment in free], device=logits.device),
+                masks,
+                valid[image],
+                class_weight=weights.class_weight,
+                mask_weight=weights.mask_weight,
+                dice_weight=weights.dice_weight,
+            )
+        rows, segments = assign(cost)
+        for row, segment in zip(rows.tolist(), segments.tolist(), strict=True):
+            owner[image, anchored + row], column[image, anchored + row] = free[segment], columns[free[segment]]
+    return owner.to(logits.device), column.to(logits.device)
+
+
+def _mask_losses(logits: Tensor, owner: Tensor, point_labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    owned, absent = owner >= 0, owner == ABSENT
+    target = (point_labels[:, None] == owner[..., None]).to(logits.dtype)
+    count = valid.sum(-1)[:, None].clamp_min(1)
+    cross_entropy = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * valid[:, None]).sum(-1) / count
+    scores = logits.sigmoid() * valid[:, None]
+    target = target * valid[:, None]
+    dice = 1 - (2 * (scores * target).sum(-1) + 1) / (scores.sum(-1) + target.sum(-1) + 1)
+    number = owned.sum().clamp_min(1)
+    return (cross_entropy * (owned | absent)).sum() / number, (dice * owned).sum() / number
+
+
+def _class_loss(of_class: Tensor, owner: Tensor, column: Tensor, void_column: int, no_object: float, anchored: int) -> Tensor:
+    loss = F.cross_entropy(of_class.flatten(0, 1), column.flatten(), reduction="none").view(owner.shape)
+    weight = torch.where(owner >= 0, 1.0, no_object).to(loss.dtype)
+    # The query of a class that is not in view has nothing to be named; the map loss keeps its mask empty.
+    weight = torch.where(owner == ABSENT, torch.zeros_like(weight), weight)
+    return (loss * weight).sum() / weight.sum().clamp_min(1e-6)
+
+
+def _point_columns(point_labels: Tensor, targets: Targets, void_column: int) -> Tensor:
+    table = torch.full((len(targets.columns), 256), void_column, dtype=torch.int64)
+    for image, columns in enumerate(targets.columns):
+        for segment, column in columns.items():
+            table[image, segment] = column
+    return table.to(point_labels.device).gather(1, point_labels)

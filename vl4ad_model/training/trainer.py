@@ -1,0 +1,383 @@
+"""Trains the mask decoder under a frozen CLIP: the loop, its checkpoints, and what it writes down.
+
+A run's folder holds `log.jsonl` (a line per report, for plots), `checkpoint.pt` (to go on from), and `model/` (config.json and
+decoder.safetensors of the best validated weights, loadable by name everywhere).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vl4ad_model import prompts, registry
+from vl4ad_model.errors import TrainingError
+from vl4ad_model.network import checkpoint as weights_files
+from vl4ad_model.network.clip import tokenizer
+from vl4ad_model.network.fcclip import FCCLIP
+from vl4ad_model.network.mask_decoder import QueryMasks
+from vl4ad_model.training import data as frames_on_disk
+from vl4ad_model.training.augmentation import CutOuts, augment
+from vl4ad_model.training.config import TrainingConfig
+from vl4ad_model.training.features import Pyramid, frozen_pyramid
+from vl4ad_model.training.losses import LossWeights, Targets, proposal_losses
+from vl4ad_model.training.validation import ValidationResult, validate
+from vl4ad_model.training.words import WordSampler
+from vl4ad_model.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+SMALLEST_SEGMENT = 12  # pixels of a crop; less is not asked for
+
+
+class Crops(torch.utils.data.IterableDataset):
+    """Endless random crops: (3, h, w) uint8 images, (h, w) int64 labels, and each crop's hazards."""
+
+    def __init__(self, files: list[Any], config: TrainingConfig, cutouts: CutOuts | None, seed: int) -> None:
+        self._files, self._config, self._cutouts, self._seed = files, config, cutouts, seed
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        r = np.random.default_rng([self._seed, worker.id if worker else 0])
+        while True:
+            files = self._files[int(r.integers(len(self._files)))]
+            try:
+                frame = frames_on_disk.read_frame(files)
+            except TrainingError as error:
+                log.warning("skipped: %s", error)
+                continue
+            frame = augment(frame, self._config.crop, self._config.scales, self._cutouts, r)
+            image = torch.from_numpy(np.ascontiguousarray(frame.rgb.transpose(2, 0, 1)))
+            yield image, torch.from_numpy(frame.labels.astype(np.int64)), frame.hazards
+
+
+def collate(samples: list[tuple[Tensor, Tensor, dict[int, str]]]) -> tuple[Tensor, Tensor, list[dict[int, str]]]:
+    """Stack images and labels; hazards stay a list."""
+    images, labels, hazards = zip(*samples, strict=True)
+    return torch.stack(images), torch.stack(labels), list(hazards)
+
+
+class Decoder(nn.Module):
+    """The trained part alone, so that DistributedDataParallel wraps one forward pass of it."""
+
+    def __init__(self, network: FCCLIP) -> None:
+        super().__init__()
+        self.pixel_decoder, self.mask_decoder = network.pixel_decoder, network.mask_decoder
+        self.void_embedding = network.void_embedding
+
+    def forward(self, pyramid: Pyramid) -> tuple[list[QueryMasks], Tensor, Tensor]:
+        heads = self.mask_decoder(self.pixel_decoder(pyramid), every_head=True)
+        return heads, self.void_embedding.weight[0], self.mask_decoder.logit_scale
+
+
+class Trainer:
+    """One training run.
+
+    Args:
+        config: what to do.
+        folder: where the run is kept; a checkpoint in it is gone on from.
+        report: called with every line of the log.
+
+    Raises:
+        TrainingError: data, model or the checkpoint do not fit.
+    """
+
+    def __init__(self, config: TrainingConfig, folder: Path, report: Callable[[dict[str, Any]], None] = lambda line: None) -> None:
+        self.config, self.folder, self._report = config, Path(folder), report
+        self.rank, self.world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed + self.rank)
+        self.device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
+        if config.precision == "fp16" and self.device.type == "cpu":
+            raise TrainingError("training in fp16 needs a GPU: use precision bf16 or fp32 on a CPU")
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world > 1 and not torch.distributed.is_initialized():
+            torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        self._files = [f for source in config.data for f in frames_on_disk.find_frames(source) for _ in range(source.repeat)]
+        self._load_network()
+        self._load_words()
+        self._load_validation()
+        self._decoder = Decoder(self.network).to(self.device)
+        self._wrapped: nn.Module = self._decoder
+        if self.world > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            # Absent classes leave queries without a loss in some steps.
+            self._wrapped = nn.parallel.DistributedDataParallel(self._decoder, device_ids=ids, find_unused_parameters=True)
+        self._averaged = copy.deepcopy(self._decoder) if config.ema_decay else self._decoder
+        self._optimizer = torch.optim.AdamW(_groups(self._decoder, config.weight_decay), lr=config.learning_rate)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.step, self.best, self._since_best = 0, -math.inf, 0
+        self._resume()
+
+    # --- parts ----------------------------------------------------------------------------------------------------------
+
+    def _load_network(self) -> None:
+        files = registry.locate(self.config.model)
+        self.network, self.model_config = registry.build_network(files)
+        if not self.config.start_from_weights:
+            torch.manual_seed(self.config.seed)
+            fresh = FCCLIP(self.model_config)
+            fresh.clip.load_state_dict(self.network.clip.state_dict())
+            self.network = fresh
+        self.network.to(self.device)
+        for name, parameter in self.network.named_parameters():
+            parameter.requires_grad_(not name.startswith("clip."))
+        self._clip_files = files.clip
+        self._frozen = _fingerprint(self.network.clip)
+
+    def _load_words(self) -> None:
+        config = self.config
+        self.vocabulary = Vocabulary.from_yaml(config.vocabulary) if config.vocabulary else Vocabulary.cityscapes()
+        self.cutouts = CutOuts.load(config.cutouts) if config.cutouts else None
+        tokenize, end_token = tokenizer(self.model_config.clip_model, self.model_config.clip_config)
+        self.text = prompts.TextEncoder(
+            lambda tokens: self.network.clip.encode_text(tokens.to(self.device)),
+            tokenize,
+            weights_key=self.network.clip.text_weights_key(),
+            end_token=end_token,
+            cache_folder=prompts.default_cache_folder(),
+        )
+        names = {name: (name,) for name in frames_on_disk.hazard_names(list(dict.fromkeys(self._files)))}
+        names.update({name: (name,) for name in (self.cutouts.names if self.cutouts else ())})
+        names = {name: _training_names(name) for name in sorted(names)}
+        if config.anchored_queries and self.vocabulary.known_count >= self.model_config.queries:
+            raise TrainingError(
+                f"anchored_queries needs more queries ({self.model_config.queries}) "
+                f"than known classes ({self.vocabulary.known_count})"
+            )
+        self._anchored = self.vocabulary.known_count if config.anchored_queries else 0
+        self._words = WordSampler(self.vocabulary, names, self.text, config.seed + 7 * self.rank)
+
+    def _load_validation(self) -> None:
+        files = [f for source in self.config.validation for f in frames_on_disk.find_frames(source)]
+        every = max(1, len(files) // self.config.validation_images)
+        self._validation = [frames_on_disk.read_frame(f) for f in files[::every]]
+
+    # --- the loop -------------------------------------------------------------------------------------------------------
+
+    def run(self) -> ValidationResult | None:
+        """Train to the last step or until patience ends. Returns the last validation."""
+        config = self.config
+        crops = Crops(self._files, config, self.cutouts, config.seed + 1000 * self.rank + self.step)
+        loader = torch.utils.data.DataLoader(
+            crops, config.batch_size, collate_fn=collate, num_workers=config.workers, pin_memory=self.device.type == "cuda",
+            prefetch_factor=4 if config.workers else None, worker_init_fn=_quiet_worker,
+        )  # fmt: skip
+        pyramid = frozen_pyramid(
+            self.network, config.crop, config.batch_size, compiled=config.compiled_backbone, threads=config.threads or 1
+        )
+        weights = LossWeights(*(getattr(config, field.name) for field in dataclasses.fields(LossWeights)))
+        result, sums, began = None, {}, time.monotonic()  # type: ignore[var-annotated]
+        reported = self.step
+        for images, labels, hazards in loader:
+            if self.step >= config.steps:
+                break
+            losses = self._train_step(images.to(self.device), labels.to(self.device), hazards, pyramid, weights)
+            self.step += 1
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value
+            if self.step % 25 == 0 or self.step == config.steps:
+                count = self.step - reported
+                line = {"step": self.step, "of": config.steps, "lr": self._optimizer.param_groups[0]["lr"]}
+                line |= {name: round(value / count, 4) for name, value in sums.items()}
+                line["seconds_per_step"] = round((time.monotonic() - began) / count, 3)
+                self._write_log(line)
+                sums, began, reported = {}, time.monotonic(), self.step
+            if self.step % config.validate_every == 0 or self.step == config.steps:
+                result = self._validate()
+                began = time.monotonic()
+                if config.patience and self._since_best >= config.patience:
+                    self._write_log({"step": self.step, "stopped": f"no better for {self._since_best} validations"})
+                    break
+            if self.step % config.checkpoint_every == 0 or self.step == config.steps:
+                self.save_checkpoint()
+        if _fingerprint(self.network.clip) != self._frozen:
+            raise TrainingError("the frozen CLIP's weights moved during training: this is a bug, the run is void")
+        return result
+
+    def _train_step(self, images: Tensor, labels: Tensor, hazards: list[dict[int, str]], pyramid, weights) -> dict[str, float]:
+        config = self.config
+        rate = config.learning_rate * min(1.0, (self.step + 1) / max(1, config.warmup_steps))
+        rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / config.steps)))
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        columns, words = self._targets(labels, hazards)
+        maps = pyramid(images)
+        mixed = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.precision)
+        with torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
+            heads, void, logit_scale = self._wrapped(maps)
+        losses = proposal_losses(
+            [QueryMasks(head.mask_logits.float(), head.query_embeddings.float()) for head in heads],
+            Targets(labels, columns),
+            words.to(self.device),
+            void,
+            logit_scale,
+            weights=weights,
+            points=config.points,
+            anchored=self._anchored,
+        )
+        if not torch.isfinite(losses["total"]):
+            raise TrainingError(f"the loss is not finite in step {self.step}: lower the learning rate, or use fp32")
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(losses["total"]).backward()
+        self._scaler.unscale_(self._optimizer)
+        nn.utils.clip_grad_norm_(self._decoder.parameters(), config.clip_gradient_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if config.ema_decay:
+            decay = min(config.ema_decay, (self.step + 1) / (self.step + 10))
+            with torch.no_grad():
+                for mean, value in zip(self._averaged.parameters(), self._decoder.parameters(), strict=True):
+                    mean.lerp_(value, 1 - decay)
+        return {name: float(value.detach()) for name, value in losses.items()}
+
+    def _targets(self, labels: Tensor, hazards: list[dict[int, str]]):
+        """Draw the step's words, and say which class column each segment of each image has; void for the unnamed."""
+        known = self.vocabulary.known_count
+        seen: list[list[int]] = []
+        for image in labels:
+            ids, sizes = image.unique(return_counts=True)
+            seen.append([int(i) for i, n in zip(ids, sizes, strict=True) if n >= SMALLEST_SEGMENT and int(i) != 255])
+        present = [names[i] for names, ids in zip(hazards, seen, strict=True) for i in ids if i in names]
+        words = self._words.sample(present)
+        columns = tuple(
+            {i: i if i < known else words.columns.get(names.get(i, ""), words.void_column) for i in ids}
+            for names, ids in zip(hazards, seen, strict=True)
+        )
+        return columns, words
+
+    # --- results --------------------------------------------------------------------------------------------------------
+
+    def _validate(self) -> ValidationResult | None:
+        if self.rank == 0 and not self._validation:
+            self.save_model(self.folder / "model")
+        if self.rank != 0 or not self._validation:
+            return None
+        trained = {name: value.clone() for name, value in self._decoder.state_dict().items()}
+        self._decoder.load_state_dict(self._averaged.state_dict())
+        try:
+            result = validate(self.network, self._validation, self.vocabulary, self.text)
+            line = {"step": self.step, "validation": {k: round(v, 4) for k, v in dataclasses.asdict(result).items()}}
+            if result.score > self.best:
+                self.best, self._since_best = result.score, 0
+                self.save_model(self.folder / "model")
+                line["best"] = True
+            else:
+                self._since_best += 1
+            self._write_log(line)
+        finally:
+            self._decoder.load_state_dict(trained)
+        return result
+
+    def save_model(self, folder: Path) -> None:
+        """Write the decoder as it stands (half precision) with its configuration, and the CLIP it belongs to."""
+        import shutil
+
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(_config_values(self.model_config, self.vocabulary), indent=1) + "\n")
+        state = self._averaged.state_dict()
+        weights_files.write_safetensors({k: v for k, v in state.items()}, folder / "decoder.safetensors", half=True)
+        if self._clip_files is not None and not (folder / "clip.safetensors").exists():
+            shutil.copyfile(self._clip_files, folder / "clip.safetensors")
+        elif self._clip_files is None and not (folder / "clip.safetensors").exists():
+            weights_files.write_safetensors(self.network.clip.model.state_dict(), folder / "clip.safetensors", half=True)
+
+    def save_checkpoint(self) -> None:
+        """Write everything needed to go on, whole or not at all."""
+        if self.rank != 0:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "step": self.step,
+            "best": self.best,
+            "since_best": self._since_best,
+            "decoder": self._decoder.state_dict(),
+            "averaged": self._averaged.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "config": self.config.to_json(),
+        }
+        handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")
+        os.close(handle)
+        torch.save(content, name)
+        os.replace(name, self.folder / "checkpoint.pt")
+
+    def _resume(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if not path.is_file():
+            return
+        try:
+            content = torch.load(path, map_location=self.device, weights_only=True)
+            self._decoder.load_state_dict(content["decoder"])
+            self._averaged.load_state_dict(content["averaged"])
+            self._optimizer.load_state_dict(content["optimizer"])
+            self._scaler.load_state_dict(content["scaler"])
+            self.step, self.best, self._since_best = content["step"], content["best"], content["since_best"]
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise TrainingError(
+                f"{path} cannot be gone on from ({reason}): use another folder, or delete it to start anew"
+            ) from None
+        self._write_log({"step": self.step, "resumed": True})
+
+    def _write_log(self, line: dict[str, Any]) -> None:
+        if self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+            self._report(line)
+
+
+def _training_names(name: str) -> tuple[str, ...]:
+    """A hazard's name and the synonyms training may use."""
+    from vl4ad_model.scenes.hazards import BY_NAME
+
+    hazard = BY_NAME.get(name)
+    return (name, *hazard.synonyms) if hazard else (name,)
+
+
+def _groups(decoder: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Norms, biases and embeddings are not decayed."""
+    decayed = [p for p in decoder.parameters() if p.dim() >= 2 and p.shape[0] > 1]
+    embeddings = {id(m.weight) for m in decoder.modules() if isinstance(m, nn.Embedding)}
+    chosen = {id(p) for p in decayed} - embeddings
+    return [
+        {"params": [p for p in decoder.parameters() if id(p) in chosen], "weight_decay": weight_decay},
+        {"params": [p for p in decoder.parameters() if id(p) not in chosen], "weight_decay": 0.0},
+    ]
+
+
+def _fingerprint(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in module.state_dict().items():
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _config_values(config: Any, vocabulary: Vocabulary) -> dict[str, Any]:
+    """config.json of a trained model: its own configuration, and the words it was trained with."""
+    values = json.loads(config.to_json())
+    concepts = [concept for group in vocabulary.concept_groups[: vocabulary.known_count] for concept in group]
+    return {**values, "training_concepts": concepts}
+
+
+def _quiet_worker(_: int) -> None:
+    import cv2
+
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

@@ -1,0 +1,69 @@
+"""How good a network is while it trains: mIoU of the known classes, and ranking of hazards that no prompt names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vl4ad_model.evaluation.exact_metrics import exact_metrics_of
+from vl4ad_model.evaluation.label_metrics import confusion_matrix, label_metrics
+from vl4ad_model.evaluation.scored_pixels import sort_pixels
+from vl4ad_model.network.fcclip import FCCLIP
+from vl4ad_model.prompts import TextEncoder
+from vl4ad_model.scoring import Scorer, prepare_classifier
+from vl4ad_model.training.data import IGNORED, Frame
+from vl4ad_model.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """mean_iou: of the classes that occur, 0..1. average_precision, fpr95: of unnamed hazards, NaN where none is in view."""
+
+    mean_iou: float
+    average_precision: float
+    fpr95: float
+
+    @property
+    def score(self) -> float:
+        """What early stopping compares: the mean of mIoU and AP, or mIoU alone."""
+        return self.mean_iou if np.isnan(self.average_precision) else (self.mean_iou + self.average_precision) / 2
+
+
+def validate(
+    network: FCCLIP, frames: Sequence[Frame], vocabulary: Vocabulary, text: TextEncoder, propose: Callable | None = None
+) -> ValidationResult:
+    """Run the network as users do: no hazard prompts, merging on, every frame at its own size.
+
+    Args:
+        propose: images (1, 3, H, W) to `MaskProposals`; None = the network itself.
+    """
+    rows = text.encode_concepts([concept for group in vocabulary.concept_groups for concept in group])
+    device = next(network.mask_decoder.parameters()).device
+    classifier = prepare_classifier(
+        vocabulary,
+        rows,
+        classifier="in_vocabulary",
+        merge_classes=True,
+        void=network.void_embedding.weight[0],
+        in_logit_scale=network.mask_decoder.logit_scale.item(),
+        out_logit_scale=network.clip.logit_scale.item(),
+        device=device,
+    )
+    scorer = Scorer()
+    classes = vocabulary.known_count
+    counts = np.zeros((classes, classes + 1), np.int64)
+    ranked = []
+    with torch.inference_mode():
+        for index, frame in enumerate(frames):
+            image = torch.from_numpy(frame.rgb.copy()).permute(2, 0, 1)[None].to(device)
+            proposals = network(image, pooled=False) if propose is None else propose(image)
+            maps = scorer.score(proposals, classifier)[0]
+            known = np.where(frame.labels < classes, frame.labels, IGNORED).astype(np.uint8)
+            counts += confusion_matrix(maps.labels.cpu().numpy(), known, classes)
+            truth = np.where(frame.labels == IGNORED, 255, (frame.labels >= classes).astype(np.uint8)).astype(np.uint8)
+            ranked.append(sort_pixels(maps.anomaly.cpu().numpy(), truth, f"validation frame {index}"))
+    exact = exact_metrics_of(ranked)
+    return ValidationResult(label_metrics(counts).miou, exact.average_precision, exact.fpr95)

@@ -1,0 +1,105 @@
+"""The vocabulary of one training step: known classes in varying words, some hazards named, some not, and names of absent things.
+
+Synonym sampling makes the decoder learn what words mean instead of one row each; hazards that the step leaves unnamed must become
+void, which is how the network learns to be surprised by what no word names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vl4ad_model.prompts import TextEncoder
+from vl4ad_model.vocabulary import Vocabulary
+
+NO_HAZARDS, GENERIC = 0.25, 0.15
+NAMED = 0.7
+DISTRACTORS = 24
+TOO_SIMILAR = 0.6
+# What people call a thing on the road that they have no name for.
+GENERIC_NAMES = (
+    "obstacle", "road obstacle", "debris", "road debris", "lost cargo", "fallen cargo", "object", "unknown object",
+    "strange object", "hazard", "item", "thing",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Words:
+    """rows: (L, D) unit text rows; index: (C, A) rows of each class, padded by repetition; columns: hazard name -> class column."""
+
+    rows: Tensor
+    index: Tensor
+    columns: dict[str, int]
+
+    @property
+    def void_column(self) -> int:
+        """C: the column of what the step's vocabulary does not name."""
+        return int(self.index.shape[0])
+
+    def to(self, device: torch.device) -> Words:
+        """The same on another device."""
+        return replace(self, rows=self.rows.to(device), index=self.index.to(device))
+
+
+class WordSampler:
+    """Draws the words of each step.
+
+    Args:
+        vocabulary: known classes.
+        names: hazard name -> all names training may use for it, itself first.
+        text: encodes them, once.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, names: dict[str, tuple[str, ...]], text: TextEncoder, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._known = vocabulary.concept_groups[: vocabulary.known_count]
+        self._names = names
+        concepts = list(dict.fromkeys([c for group in self._known for c in group] + [n for all_ in names.values() for n in all_]))
+        concepts += [name for name in GENERIC_NAMES if name not in concepts]
+        self._place = {concept: index for index, concept in enumerate(concepts)}
+        self._rows = torch.from_numpy(text.encode_concepts(concepts))
+        self._pool = list(names)
+        self._canonical = self._rows[[self._place[name] for name in self._pool]] if names else self._rows[:0]
+
+    def sample(self, present: Sequence[str]) -> Words:
+        """Words for a batch in which the hazards `present` can be seen."""
+        rng = self._rng
+        groups = [self._some(group) for group in self._known]
+        columns: dict[str, int] = {}
+        kind = rng.random()
+        present = sorted(set(present))
+        if kind >= NO_HAZARDS:
+            if present and kind < NO_HAZARDS + GENERIC:
+                columns = dict.fromkeys(present, len(groups))
+                groups.append(self._some(GENERIC_NAMES))
+            else:
+                for name in present:
+                    if rng.random() < NAMED:
+                        columns[name] = len(groups)
+                        groups.append(self._some(self._names[name]))
+            groups += self._distractors(present)
+        widest = max(map(len, groups))
+        index = torch.tensor([[self._place[c] for c in (group + [group[0]] * widest)[:widest]] for group in groups])
+        return Words(self._rows, index, columns)
+
+    def _some(self, concepts: Sequence[str]) -> list[str]:
+        if self._rng.random() < 0.4:
+            return list(concepts)
+        count = int(self._rng.integers(1, len(concepts) + 1))
+        return [concepts[i] for i in self._rng.choice(len(concepts), count, replace=False)]
+
+    def _distractors(self, present: Sequence[str]) -> list[list[str]]:
+        """Names of things that are not there, and not nearly what is there."""
+        if not self._pool:
+            return []
+        count = int(self._rng.integers(0, DISTRACTORS + 1))
+        picked = self._rng.choice(len(self._pool), min(count, len(self._pool)), replace=False)
+        if not present or not len(picked):
+            return [[self._pool[i]] for i in picked]
+        there = self._rows[[self._place[name] for name in present]]
+        near = (self._canonical[picked] @ there.T).amax(dim=1)
+        return [[self._pool[i]] for i, cosine in zip(picked, near.tolist(), strict=True) if cosine < TOO_SIMILAR]

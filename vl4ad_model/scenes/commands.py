@@ -12,6 +12,12 @@ from vl4ad_model.errors import SceneError
 app = typer.Typer(no_args_is_help=True)
 
 
+def _progress():
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    return Progress("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+
+
 @app.command()
 def render(
     out: Annotated[Path, typer.Option(help="Folder for images/, labels/ and frames/.")],
@@ -25,8 +31,6 @@ def render(
 ) -> None:
     """Render frames with exact labels. Run it again to go on where it stopped."""
     import multiprocessing
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from vl4ad_model.scenes.cutouts import names_of
     from vl4ad_model.scenes.dataset import SPLITS, Recipe, render_one
@@ -44,8 +48,7 @@ def render(
     recipe = Recipe(height, width, split, str(cutouts) if cutouts else None)
     tasks = [(recipe, seed + index, str(out)) for index in range(count)]
     failures = []
-    columns = ("[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress, multiprocessing.get_context("spawn").Pool(workers) as pool:
+    with _progress() as progress, multiprocessing.get_context("spawn").Pool(workers) as pool:
         bar = progress.add_task(f"rendering to {out}", total=count)
         for problem in pool.imap_unordered(render_one, tasks):
             progress.advance(bar)
@@ -55,3 +58,51 @@ def render(
                 if len(failures) > 5:
                     raise SceneError(f"too many failures, the last: {problem}")
     print(f"{count - len(failures)} frames in {out}" + (f", {len(failures)} failed" if failures else ""))
+
+
+@app.command()
+def bag(
+    out: Annotated[Path, typer.Option(help="The bag, a folder that is not there yet.")],
+    seed: Annotated[int, typer.Option(help="Which street, traffic and light.")] = 900002,
+    seconds: Annotated[float, typer.Option(help="Length of the drive.")] = 12.0,
+    rate: Annotated[float, typer.Option(help="Frames per second.")] = 10.0,
+    hazards: Annotated[
+        str, typer.Option(help="Hazard types along the way, joined by commas; '' for none.")
+    ] = "tyre,sofa,cardboard box,ladder",
+    speed: Annotated[float, typer.Option(help="Of the camera, m/s.")] = 5.0,
+    weather: Annotated[str, typer.Option(help="clear, cloudy, overcast, rain, fog, snow, dusk or night.")] = "cloudy",
+    height: Annotated[int, typer.Option()] = 384,
+    width: Annotated[int, typer.Option()] = 640,
+    quality: Annotated[int, typer.Option(help="JPEG quality.")] = 82,
+) -> None:
+    """Render a drive down one street into a rosbag2 (mcap) with images, labels and camera info."""
+    from vl4ad_model.scenes.bag import write_bag
+    from vl4ad_model.scenes.drive import DrivePlan, frames_of, make_drive
+
+    names = tuple(name.strip() for name in hazards.split(",") if name.strip())
+    plan = DrivePlan(seed, seconds, rate, names, height, width, speed, weather)
+    world = make_drive(plan)
+    with _progress() as progress:
+        bar = progress.add_task(f"rendering {out}", total=plan.frames)
+        for _ in write_bag(out, plan, world, frames_of(plan, world), quality=quality):
+            progress.advance(bar)
+    print(f"{plan.frames} frames, {len(world.hazards)} hazards in {out}")
+
+
+@app.command("evaluation-set")
+def evaluation_set(
+    out: Annotated[Path, typer.Option(help="Folder for seen/, held_out/ and quiet/.")],
+    cutouts: Annotated[Path, typer.Option(help="assets folder of the npm package @lobehub/fluent-emoji-3d.")],
+) -> None:
+    """Render the evaluation set again that is committed in test/data/evaluation."""
+    from vl4ad_model.scenes.cutouts import names_of
+    from vl4ad_model.scenes.evaluation_set import wanted_frames, write_set
+
+    names_of(cutouts)
+    if out.exists() and any(out.iterdir()):
+        raise SceneError(f"{out} is not empty: name another folder")
+    with _progress() as progress:
+        bar = progress.add_task(f"rendering {out}", total=len(wanted_frames()))
+        for _ in write_set(out, cutouts):
+            progress.advance(bar)
+    print(f"{len(wanted_frames())} frames in {out}")

@@ -11,14 +11,18 @@ import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vl4ad_model.image_files import write_bytes
 from vl4ad_model.scenes import cutouts as cutout_files
 from vl4ad_model.scenes.hazards import BY_NAME
-from vl4ad_model.scenes.postprocess import develop
-from vl4ad_model.scenes.world import HAZARD_CLASS, make_world
+from vl4ad_model.scenes.postprocess import Style, develop
+from vl4ad_model.scenes.world import HAZARD_CLASS, World, make_world
+
+if TYPE_CHECKING:
+    from vl4ad_model.scenes.renderer import Rendered, Renderer
 
 FIRST_HAZARD = 100
 SPLITS = ("train", "seen", "held_out", "quiet")
@@ -26,15 +30,23 @@ SPLITS = ("train", "seen", "held_out", "quiet")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How frames are made: the same recipe and seed give the same frame on one machine."""
+    """How frames are made: the same recipe and seed give the same frame on one machine.
+
+    Attributes:
+        cutouts: folder of cut-outs, None = only procedural hazards.
+        exactly: these hazard types, one of each, instead of a draw from the split's.
+        hazard_y: how far ahead hazards lie, metres.
+    """
 
     height: int = 384
     width: int = 640
     split: str = "train"
     cutouts: str | None = None
+    exactly: tuple[str, ...] | None = None
+    hazard_y: tuple[float, float] = (5.0, 32.0)
 
 
-_renderers: dict[tuple[int, int], object] = {}
+_renderers: dict[tuple[int, int], Renderer] = {}
 
 
 @lru_cache(maxsize=4)
@@ -42,39 +54,46 @@ def _cutouts(folder: str) -> dict[str, Path]:
     return cutout_files.names_of(Path(folder))
 
 
-def make_frame(recipe: Recipe, seed: int) -> tuple[np.ndarray, np.ndarray, dict]:
-    """One frame: RGB (H, W, 3) uint8, labels (H, W) uint8, and its JSON."""
+def renderer_for(height: int, width: int) -> Renderer:
+    """This process's renderer of a size; contexts are dear and are kept."""
     from vl4ad_model.scenes.renderer import Renderer
 
-    size = (recipe.height, recipe.width)
-    if size not in _renderers:
-        _renderers[size] = Renderer(*size)
-    renderer: Renderer = _renderers[size]  # type: ignore[assignment]
+    if (height, width) not in _renderers:
+        _renderers[height, width] = Renderer(height, width)
+    return _renderers[height, width]
+
+
+def make_frame(recipe: Recipe, seed: int) -> tuple[np.ndarray, np.ndarray, dict]:
+    """One frame: RGB (H, W, 3) uint8, labels (H, W) uint8, and its JSON."""
     names = _cutouts(recipe.cutouts) if recipe.cutouts else {}
     wanted = [n for n in names if cutout_files.is_held_out(n) == (recipe.split == "held_out")]
     quiet = {"train": None, "quiet": True}.get(recipe.split, False)
-    world = make_world(seed, split=recipe.split, quiet=quiet, cutout_names=wanted)
+    world = make_world(seed, split=recipe.split, quiet=quiet, cutout_names=wanted, exactly=recipe.exactly, hazard_y=recipe.hazard_y)
     pictures = cutout_files.load([names[name] for name in world.pictures]) if world.pictures else None
-    drawn = renderer.render(world, pictures)
-    return finish(drawn, world, seed, recipe.split)
+    drawn = renderer_for(recipe.height, recipe.width).render(world.at(0.0), pictures)
+    r = np.random.default_rng(np.random.SeedSequence([seed, 11]))
+    visible = np.unique(drawn.instances[drawn.class_ids == HAZARD_CLASS])
+    numbers = {int(instance): FIRST_HAZARD + index for index, instance in enumerate(visible)}
+    labels, hazards = label(drawn, world, numbers)
+    rgb = develop(drawn.image, world.light, Style.draw(r), r)
+    return rgb, labels, {"seed": seed, "split": recipe.split, "hazards": hazards}
 
 
-def finish(drawn, world, seed: int, split: str) -> tuple[np.ndarray, np.ndarray, dict]:
-    """Develop the image and number the hazards that can be seen."""
-    rng = np.random.default_rng(np.random.SeedSequence([seed, 11]))
-    labels = drawn.class_ids.copy()
-    hazards = {}
+def label(drawn: Rendered, world: World, numbers: dict[int, int]) -> tuple[np.ndarray, dict[str, dict]]:
+    """Labels (H, W) uint8 with each hazard's number, and what the numbers in view stand for."""
+    labels, hazards = drawn.class_ids.copy(), {}
     inside = drawn.class_ids == HAZARD_CLASS
-    for instance in np.unique(drawn.instances[inside]):
-        name, kind = world.hazards[int(instance)]
-        number = FIRST_HAZARD + len(hazards)
-        held_out = BY_NAME[name].held_out if kind == "procedural" else cutout_files.is_held_out(name)
+    for instance, number in numbers.items():
         pixels = inside & (drawn.instances == instance)
+        if not pixels.any():
+            continue
+        name, kind = world.hazards[instance]
+        held_out = BY_NAME[name].held_out if kind == "procedural" else cutout_files.is_held_out(name)
         labels[pixels] = number
         hazards[str(number)] = {
             "name": name, "kind": kind, "split": "held_out" if held_out else "seen", "pixels": int(pixels.sum()),
         }  # fmt: skip
-    return develop(drawn.image, world.light, rng), labels, {"seed": seed, "split": split, "hazards": hazards}
+    return labels, hazards
 
 
 def frame_paths(folder: Path, name: str) -> tuple[Path, Path, Path]:

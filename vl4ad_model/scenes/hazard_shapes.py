@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -378,26 +379,53 @@ def sandbag(p: Pen, r) -> None:
         )
 
 
+def upholstery(rng) -> np.ndarray:
+    """Greys, browns, beiges, dark reds and blues; a bright colour now and then."""
+    if rng.random() < 0.2:
+        return any_color(rng) * 0.8
+    choices = [
+        (0.3, 0.3, 0.31),
+        (0.12, 0.12, 0.13),
+        (0.4, 0.32, 0.22),
+        (0.2, 0.11, 0.06),
+        (0.35, 0.06, 0.05),
+        (0.08, 0.14, 0.25),
+        (0.1, 0.22, 0.18),
+    ]
+    return np.array(rng.choice(choices)) * rng.uniform(0.7, 1.5)
+
+
 def sofa(p: Pen, r) -> None:
-    c, w = any_color(r) * 0.85, r.uniform(1.4, 2.2)
-    p.draw("box", (0, 0, 0.25), (w, 0.85, 0.38), c * 0.85, material="fabric")
-    p.draw("box", (0, 0.36, 0.6), (w, 0.2, 0.6), c, material="fabric")
+    c, w = upholstery(r), r.uniform(1.4, 2.2)
+    cloth = {"material": "fabric"}
+    p.draw("box", (0, 0.02, 0.24), (w * 0.97, 0.78, 0.3), c * 0.8, **cloth)
+    p.draw("rounded", (0, 0.36, 0.5), (w, 0.24, 0.8), c, **cloth)
     for x in (-w / 2 + 0.1, w / 2 - 0.1):
-        p.draw("box", (x, 0, 0.42), (0.2, 0.85, 0.45), c * 0.95, material="fabric")
+        p.draw("rounded", (x, 0, 0.36), (0.24, 0.9, 0.58), c * 0.95, **cloth)
+        for y in (-0.35, 0.35):
+            p.rod((x, y, 0), (x, y, 0.12), 0.06, wood(r) * 0.5)
     seats = int(r.integers(2, 4))
+    s = (w - 0.4) / seats
     for i in range(seats):
-        s = (w - 0.4) / seats
-        p.draw("box", (-w / 2 + 0.2 + s * (i + 0.5), -0.05, 0.48), (s * 0.95, 0.7, 0.14), c * 1.1, material="fabric")
+        x = -w / 2 + 0.2 + s * (i + 0.5)
+        p.draw("rounded", (x, -0.06, 0.46), (s * 0.98, 0.76, 0.2), c * 1.12, **cloth)
+        p.draw("rounded", (x, 0.24, 0.68), (s * 0.96, 0.22, 0.44), c * 1.08, pitch=0.15, **cloth)
+
+
+def _leaning(slope: float, length: float, x: float, t: float) -> tuple[float, float, float]:
+    return x, (length / 2 - t) * slope, (t + length / 2) * 0.85
 
 
 def ladder(p: Pen, r) -> None:
+    """Flat on the road, or a step ladder that stands."""
     c = np.array(METAL) * r.uniform(0.7, 1.3) if r.random() < 0.6 else wood(r)
     length, flat = r.uniform(1.8, 3.5), r.random() < 0.6
-    up = (lambda x, t: (x, t, 0.06)) if flat else (lambda x, t: (x, t * 0.35, t + length / 2))
-    for x in (-0.23, 0.23):
-        p.rod(up(x, -length / 2), up(x, length / 2), 0.06, c, material="metal")
-    for t in np.linspace(-length / 2 + 0.15, length / 2 - 0.15, int(length / 0.28)):
-        p.rod(up(-0.23, t), up(0.23, t), 0.04, c, material="metal")
+    sides = [lambda x, t: (x, t, 0.06)] if flat else [partial(_leaning, k, length) for k in (-0.3, 0.3)]
+    for up in sides:
+        for x in (-0.23, 0.23):
+            p.rod(up(x, -length / 2), up(x, length / 2), 0.06, c, material="metal")
+        for t in np.linspace(-length / 2 + 0.15, length / 2 - 0.15, int(length / 0.28)):
+            p.rod(up(-0.23, t), up(0.23, t), 0.04, c, material="metal")
 
 
 def wheelbarrow(p: Pen, r) -> None:

@@ -196,13 +196,13 @@ def _limb_colors(r):
     return skin * 0.8, clothes(r), clothes(r)
 
 
-def person(p: Pen, r, seated: bool = False) -> None:
-    """A walking or standing person, or one that sits on something with two wheels; facing -y."""
+def person(p: Pen, r, seated: bool = False, walked: float = 0.0) -> None:
+    """A person that has walked so many metres, or one that sits on something with two wheels; facing -y."""
     skin, top, bottom = _limb_colors(r)
     h = r.uniform(1.1, 1.9) if not seated else 1.7
     hip, shoulder = h * 0.5, h * 0.82
     wide = h * r.uniform(0.22, 0.28)
-    stride = r.uniform(-0.2, 0.2) * h if not seated else 0.0
+    stride = 0.2 * h * np.sin(r.uniform(0, 2 * np.pi) + walked * 4.5) if not seated else 0.0
     fabric = {"material": "fabric", "texture": 2.0}
     if seated:
         hip = 0.85

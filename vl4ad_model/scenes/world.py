@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from vl4ad_model.scenes import props
+from vl4ad_model.scenes import props, street
 from vl4ad_model.scenes.hazard_shapes import SHAPES
 from vl4ad_model.scenes.hazards import HELD_OUT, SEEN
 from vl4ad_model.scenes.primitives import Pen, Scene
 
 HAZARD_CLASS = 100  # hazards carry this class; the instance says which one
-LENGTH = 110.0
 
 
 @dataclass
@@ -46,11 +46,45 @@ class Camera:
     horizontal_fov: float
 
 
+@dataclass(frozen=True)
+class Actor:
+    """Something that moves along the street: drawn anew at every moment, always from the same seed.
+
+    Attributes:
+        draw: a function of props.py; `night` and (for people) `walked` are passed by name where it takes them.
+        speed: along y, m/s.
+    """
+
+    draw: Callable
+    class_id: int
+    at: tuple[float, float, float]
+    yaw: float
+    speed: float
+    seed: int
+    options: dict
+    tilt: tuple[float, float] = (0.0, 0.0)
+
+    def place(self, scene: Scene, seconds: float, near: float, far: float) -> None:
+        """Draw it where it is after `seconds`, if that is between two places along the street."""
+        x, y, z = self.at
+        y += self.speed * seconds
+        if not near < y < far:
+            return
+        r = np.random.default_rng(self.seed)
+        options = dict(self.options)
+        if self.draw is props.person:
+            options["walked"] = abs(self.speed) * seconds
+        self.draw(Pen(scene, r, self.class_id, at=(x, y, z), yaw=self.yaw, tilt=self.tilt), r, **options)
+
+
 @dataclass
 class World:
     """A street ready to be drawn.
 
     Attributes:
+        scene: what stands still.
+        actors: what moves.
+        speed: of the camera along y, m/s.
         cutouts: rows (x, y, z, yaw, width, height, picture, brightness, class, instance).
         hazards: instance -> (name, kind), kind is "procedural" or "cutout".
         pictures: names of the cut-outs that `cutouts` refers to by index.
@@ -63,12 +97,28 @@ class World:
     cutouts: list[tuple[float, ...]] = field(default_factory=list)
     hazards: dict[int, tuple[str, str]] = field(default_factory=dict)
     pictures: list[str] = field(default_factory=list)
+    actors: list[Actor] = field(default_factory=list)
+    speed: float = 0.0
+
+    def at(self, seconds: float) -> World:
+        """The world at a moment: everything in one scene, the camera where it has got to."""
+        scene = Scene()
+        scene.rows = {mesh: list(rows) for mesh, rows in self.scene.rows.items()}
+        travelled = self.speed * seconds
+        for actor in self.actors:
+            actor.place(scene, seconds, travelled - 15, travelled + 130)
+        # a car is never quite still: it sways and nods a little
+        sway = np.array([0.06 * np.sin(0.9 * seconds), travelled, 0.01 * np.sin(5.1 * seconds)]) * (self.speed > 0)
+        nod = np.array([0.004 * np.sin(0.7 * seconds), 0, 0.004 * np.sin(2.3 * seconds)]) * (self.speed > 0)
+        camera = replace(self.camera, position=self.camera.position + sway, target=self.camera.target + sway + nod)
+        return replace(self, scene=scene, camera=camera)
 
 
-def make_light(r) -> Light:
+def make_light(r, kind: str | None = None) -> Light:
     """Clear, cloudy, rain, fog, snow, dusk or night."""
     kinds = ["clear", "cloudy", "overcast", "rain", "fog", "snow", "dusk", "night"]
-    kind = r.choice(kinds, p=[0.3, 0.25, 0.18, 0.07, 0.05, 0.04, 0.07, 0.04])
+    drawn = str(r.choice(kinds, p=[0.3, 0.25, 0.18, 0.07, 0.05, 0.04, 0.07, 0.04]))
+    kind = kind or drawn
     elevation, azimuth = r.uniform(0.25, 1.3), r.uniform(0, 2 * np.pi)
     if kind == "dusk":
         elevation = r.uniform(0.08, 0.25)
@@ -115,20 +165,19 @@ def make_camera(r, lane_x: float) -> Camera:
 
 
 def make_world(seed: int, *, split: str = "train", quiet: bool | None = None, cutout_names: list[str] | None = None,
-               only: tuple[str, ...] | None = None, hazard_y: tuple[float, float] = (5.0, 32.0), straight: bool = False) -> World:  # fmt: skip
+               exactly: tuple[str, ...] | None = None, hazard_y: tuple[float, float] = (5.0, 32.0)) -> World:  # fmt: skip
     """Compose one street.
 
     Args:
         split: "train" uses seen hazard types only; "held_out" only types that no training sees; "seen" only seen ones, always.
         quiet: nothing unusual in view; None = one in four.
         cutout_names: cut-outs that may be pasted.
-        only: hazard types to choose from instead.
+        exactly: these hazard types instead, one of each.
         hazard_y: how far ahead hazards lie on the road, metres.
-        straight: a straight, flat road (for sequences).
     """
     r = np.random.default_rng(np.random.SeedSequence([seed, 7]))
     scene, light = Scene(), make_light(r)
-    bend = (0.0, 0.0, 0.0) if straight else (r.normal(0, 0.0012), r.normal(0, 0.0003), r.normal(0, 0.01))
+    bend = (r.normal(0, 0.0012), r.normal(0, 0.0003), r.normal(0, 0.01))
     lanes, lane_width = int(r.integers(1, 5)), r.uniform(2.9, 3.7)
     half = lanes * lane_width / 2 + r.uniform(0, 0.6)
     lane_x = (int(r.integers(0, lanes)) - (lanes - 1) / 2) * lane_width
@@ -137,26 +186,19 @@ def make_world(seed: int, *, split: str = "train", quiet: bool | None = None, cu
     walks = {side: r.uniform(1.5, 4.5) if setting in ("city", "suburb") and r.random() < 0.9 else 0.0 for side in (-1, 1)}
     parking = {side: setting in ("city", "suburb") and r.random() < 0.5 for side in (-1, 1)}
     half_all = {side: half + (2.2 if parking[side] else 0.0) for side in (-1, 1)}
-    _ground(scene, r, half_all, walks, setting)
-    _markings(scene, r, lanes, lane_width, half)
-    _horizon(scene, r, setting)
+    street.ground(scene, r, half_all, walks, setting)
+    street.markings(scene, r, lanes, lane_width, half)
+    street.horizon(scene, r, setting)
     for side in (-1, 1):
-        _roadside(scene, r, side, half_all[side], walks[side], setting, light.night)
+        street.roadside(scene, r, side, half_all[side], walks[side], setting, light.night)
         if parking[side]:
-            y = r.uniform(3, 9)
-            while y < LENGTH * 0.8:
-                if r.random() < 0.75:
-                    kind = props.car if r.random() < 0.9 else props.truck
-                    class_id = props.CAR if kind is props.car else props.TRUCK
-                    at = (side * (half_all[side] - 1.05), y, 0)
-                    kind(Pen(scene, r, class_id, at=at, yaw=r.normal(0, 0.03) + (np.pi if side > 0 else 0), scale=0.95), r, 0.0)
-                y += r.uniform(5.3, 9)
+            street.parked(scene, r, side, half_all[side])
     taken = [(lane_x, -10.0, 4.5)]
     hazards = r.random() > 0.25 if quiet is None else not quiet
     if hazards:
-        _hazards(world, r, half, split, cutout_names or [], only, hazard_y, taken, lane_x)
-    _traffic(scene, r, lanes, lane_width, light.night, taken, setting)
-    _people(scene, r, half_all, walks, taken, light.night)
+        _hazards(world, r, half, split, cutout_names or [], exactly, hazard_y, taken, lane_x)
+    _traffic(world, r, lanes, lane_width, taken)
+    _people(world, r, half_all, walks, taken)
     if cutout_names and not (quiet or split == "quiet") and r.random() < 0.35:
         for _ in range(int(r.integers(1, 4))):
             side = int(r.choice([-1, 1]))
@@ -165,162 +207,11 @@ def make_world(seed: int, *, split: str = "train", quiet: bool | None = None, cu
     return world
 
 
-def _ground(scene: Scene, r, half, walks, setting: str) -> None:
-    asphalt = np.full(3, r.uniform(0.1, 0.36)) * r.uniform(0.94, 1.06, 3)
-    paving = np.array((0.5, 0.48, 0.46)) * r.uniform(0.6, 1.4) * r.uniform(0.92, 1.08, 3)
-    green = np.array(
-        r.choice(
-            [(0.2, 0.32, 0.09), (0.24, 0.36, 0.12), (0.17, 0.27, 0.08), (0.33, 0.38, 0.15), (0.4, 0.36, 0.2), (0.48, 0.42, 0.3)]
-        )
-    ) * r.uniform(0.6, 1.3)
-    material = r.choice(["asphalt", "asphalt", "asphalt", "asphalt", "tiles"])
-    paved = 2.0 if material == "asphalt" else r.uniform(5, 9)
-    kerb = paving * r.uniform(0.8, 1.3)
-    terrain_side = {side: setting in ("country", "highway") or r.random() < 0.4 for side in (-1, 1)}
-    for y in np.arange(-9, 130, 3.0):
-        road = Pen(scene, r, props.ROAD, at=(0, y, 0))
-        left, right = -half[-1], half[1]
-        road.seed = 1.0
-        road.draw(
-            "box",
-            ((left + right) / 2, 0, -0.05),
-            (right - left, 3.02, 0.1),
-            asphalt,
-            color2=asphalt * 0.8,
-            material=material,
-            texture=paved,
-        )
-        for side in (-1, 1):
-            edge = half[side]
-            if walks[side]:
-                walk = Pen(scene, r, props.SIDEWALK, at=(0, y, 0))
-                walk.seed = 2.0 + side
-                walk.draw("box", (side * (edge + walks[side] / 2), 0, 0.02), (walks[side], 3.02, 0.26), paving, color2=paving * 0.85,
-                          material="tiles", texture=1.6)  # fmt: skip
-                walk.draw("box", (side * (edge + 0.07), 0, 0.022), (0.16, 3.02, 0.27), kerb, material="asphalt", texture=2)
-                edge += walks[side]
-            beyond = Pen(scene, r, props.TERRAIN if terrain_side[side] else props.SIDEWALK, at=(0, y, 0))
-            beyond.seed = 5.0 + side
-            beyond.draw("box", (side * (edge + 30), 0, -0.02), (60, 3.02, 0.2), green if terrain_side[side] else paving * 0.9,
-                        color2=green * 0.5 if terrain_side[side] else paving * 0.8, material="grass" if terrain_side[side] else "tiles")  # fmt: skip
-
-
-def _markings(scene: Scene, r, lanes: int, lane_width: float, half: float) -> None:
-    if r.random() < 0.12:
-        return
-    paint = np.full(3, r.uniform(0.6, 0.95)) if r.random() < 0.85 else np.array((0.85, 0.65, 0.1))
-    pen = Pen(scene, r, props.ROAD)
-    step, dash = r.uniform(6, 12), r.uniform(2, 4)
-    wear = {"material": "asphalt", "texture": 2.0}
-    for i in range(1, lanes):
-        x = (i - lanes / 2) * lane_width
-        solid = r.random() < 0.2
-        for y in np.arange(-6, 110, 3.0 if solid else step):
-            pen.draw("box", (x, y, 0.004), (0.13, 3.05 if solid else dash, 0.01), paint, **wear)
-    if r.random() < 0.6:
-        for y in np.arange(-6, 110, 3.0):
-            for side in (-1, 1):
-                pen.draw("box", (side * (half - 0.2), y, 0.004), (0.13, 3.05, 0.01), paint, **wear)
-    if r.random() < 0.3:
-        at = r.uniform(6, 40)
-        for x in np.arange(-half + 0.4, half - 0.2, 1.0):
-            pen.draw("box", (x, at, 0.005), (0.5, 3.2, 0.012), paint, **wear)
-    if r.random() < 0.3:
-        for _ in range(int(r.integers(1, 5))):  # manholes and patches belong to the road
-            x, y = r.uniform(-half + 0.5, half - 0.5), r.uniform(4, 40)
-            if r.random() < 0.5:
-                pen.draw("cylinder", (x, y, 0.004), (0.7, 0.7, 0.012), np.full(3, r.uniform(0.12, 0.3)), material="metal")
-            else:
-                pen.draw(
-                    "box",
-                    (x, y, 0.003),
-                    (r.uniform(0.5, 2.5), r.uniform(1, 5), 0.01),
-                    np.full(3, r.uniform(0.08, 0.35)),
-                    material="asphalt",
-                )
-
-
-def _horizon(scene: Scene, r, setting: str) -> None:
-    """Woods, hills and roofs far away: the world does not end where the road does."""
-    x = -150.0
-    while x < 150:
-        wide, y = r.uniform(12, 40), r.uniform(118, 135)
-        roll = r.random()
-        if roll < (0.25 if setting in ("city", "suburb") else 0.05):
-            props.building(Pen(scene, r, props.BUILDING, at=(x, y, 0), yaw=-np.pi / 2 + np.pi), r, wide, 12, r.uniform(8, 35))
-        elif roll < 0.85:
-            green = np.array((0.16, 0.25, 0.09)) * r.uniform(0.6, 1.3)
-            pen, tall = Pen(scene, r, props.VEGETATION, at=(x, y, 0)), r.uniform(5, 18)
-            for _ in range(4):
-                s = wide * r.uniform(0.3, 0.6)
-                pen.draw("sphere", (r.uniform(-0.5, 0.5) * wide, 0, 0), (s, 10, tall * r.uniform(1.2, 2)), green, color2=green * 0.5,
-                         material="foliage", displacement=0.3, texture=0.15)  # fmt: skip
-        x += wide * 0.8
-
-
-def _roadside(scene: Scene, r, side: int, half: float, walk: float, setting: str, night: float) -> None:
-    edge = half + walk
-    heading = 0.0 if side > 0 else np.pi
-    x0 = edge + (r.uniform(0.3, 2) if setting == "city" else r.uniform(3, 12))
-    built = {"city": 0.95, "suburb": 0.75, "country": 0.15, "highway": 0.1}[setting]
-    y = r.uniform(-8, 0)
-    while y < 120:
-        width = r.uniform(7, 24)
-        if r.random() < built:
-            height = r.uniform(8, 28) if setting == "city" else r.uniform(3.5, 9)
-            x = x0 + r.uniform(0, 3)
-            props.building(
-                Pen(scene, r, props.BUILDING, at=(side * x, y + width / 2, 0), yaw=heading), r, width * 0.96, 12, height, night
-            )
-        elif r.random() < 0.9:
-            for _ in range(int(r.integers(2, 7))):
-                props.tree(Pen(scene, r, props.VEGETATION, at=(side * (x0 + r.uniform(2, 22)), y + r.uniform(0, width), 0)), r)
-        y += width
-    # a wall, hedge or fence along the edge
-    if r.random() < 0.55:
-        kind = r.choice(["wall", "fence", "hedge", "fence"])
-        for y in np.arange(r.uniform(-4, 20), r.uniform(40, 110), 4.0):
-            if r.random() < 0.9:
-                at = (side * (edge + 0.25), y, 0.0)
-                if kind == "wall":
-                    state = np.random.default_rng(int(abs(edge) * 1e6))
-                    props.wall(Pen(scene, r, props.WALL, at=at), state, 4.05)
-                elif kind == "fence":
-                    state = np.random.default_rng(int(abs(edge) * 1e6))
-                    props.fence(Pen(scene, r, props.FENCE, at=at, yaw=0 if side > 0 else np.pi), state, 4.05)
-                else:
-                    state = np.random.default_rng(int(abs(edge) * 1e6))
-                    props.hedge(Pen(scene, r, props.VEGETATION, at=at), state, 4.05)
-    trees = r.random() < 0.6
-    spacing = r.uniform(7, 16)
-    for y in np.arange(r.uniform(4, 12), 100, spacing):
-        x = side * (half + min(max(walk * 0.3, 0.5), 1.0))
-        place = (x, y + r.normal(0, 1.0), 0.1)
-        roll = r.random()
-        if trees and roll < 0.5:
-            props.tree(Pen(scene, r, props.VEGETATION, at=place, scale=r.uniform(0.6, 1)), r)
-        elif roll < 0.68:
-            props.street_lamp(Pen(scene, r, props.POLE, at=place, yaw=heading), r, night)
-        elif roll < 0.86:
-            props.traffic_sign(Pen(scene, r, props.SIGN, at=place, yaw=r.normal(0, 0.25)), r)
-        elif roll < 0.95:
-            props.bollard(Pen(scene, r, props.POLE, at=place), r)
-        if r.random() < 0.25:
-            props.bush(Pen(scene, r, props.VEGETATION, at=(side * (edge + r.uniform(0.6, 4)), y, 0)), r)
-    if r.random() < 0.45:
-        for _ in range(int(r.integers(1, 3))):
-            at = (side * (half + 0.5), r.uniform(9, 35), 0.1)
-            props.traffic_light(Pen(scene, r, props.LIGHT, at=at, yaw=(0.0 if side > 0 else np.pi * 0) + r.normal(0, 0.1)), r)
-    if setting in ("city", "country") and r.random() < 0.12:
-        at = (side * (edge + r.uniform(2, 4)), r.uniform(10, 30), 0.0)
-        props.train(Pen(scene, r, props.TRAIN, at=at, yaw=r.normal(0, 0.02)), r, night)
-
-
 def _free(taken: list, x: float, y: float, space: float) -> bool:
     return all(abs(x - a) > (1.9 + space * 0.3) or abs(y - b) > (c + space) / 2 + 0.8 for a, b, c in taken)
 
 
-def _traffic(scene: Scene, r, lanes: int, lane_width: float, night: float, taken: list, setting: str) -> None:
+def _traffic(world: World, r, lanes: int, lane_width: float, taken: list) -> None:
     choices = [(props.car, props.CAR, 4.6), (props.truck, props.TRUCK, 9.0), (props.bus, props.BUS, 12.0), (props.train, props.TRAIN, 45.0),
                (props.rider, props.RIDER, 2.0), (props.motorcycle, props.MOTORCYCLE, 2.2)]  # fmt: skip
     weights = np.array([0.56, 0.14, 0.09, 0.03, 0.14, 0.04])
@@ -337,10 +228,11 @@ def _traffic(scene: Scene, r, lanes: int, lane_width: float, night: float, taken
         yaw = (0.0 if oncoming else np.pi) + r.normal(0, 0.04) + (r.uniform(-1.5, 1.5) if r.random() < 0.06 and space < 10 else 0)
         if class_id == props.TRAIN:
             yaw = r.normal(0, 0.01)
-        draw(Pen(scene, r, class_id, at=(x, y, 0), yaw=yaw), r, night)
+        options = {"night": world.light.night}
+        world.actors.append(Actor(draw, class_id, (x, y, 0.0), yaw, 0.0, int(r.integers(2**31)), options))
 
 
-def _people(scene: Scene, r, half, walks, taken, night: float) -> None:
+def _people(world: World, r, half, walks, taken) -> None:
     for _ in range(int(r.integers(0, 9))):
         side = int(r.choice([-1, 1]))
         if walks[side] and r.random() < 0.85:
@@ -349,34 +241,35 @@ def _people(scene: Scene, r, half, walks, taken, night: float) -> None:
             x, y, z = r.uniform(-half[-1], half[1]), r.uniform(7, 40), 0.0
             if not _free(taken, x, y, 1.0):
                 continue
-        at, yaw = (x, y, z), r.uniform(0, 2 * np.pi)
         roll = r.random()
-        if roll < 0.8:
-            props.person(Pen(scene, r, props.PERSON, at=at, yaw=yaw), r)
-        elif roll < 0.93:
-            props.bicycle(Pen(scene, r, props.BICYCLE, at=at, yaw=yaw, tilt=(0.0, 0.1)), r)
-        else:
-            props.motorcycle(Pen(scene, r, props.MOTORCYCLE, at=at, yaw=yaw, tilt=(0.0, 0.12)), r, 0.0)
+        draw, class_id, lean = (
+            (props.person, props.PERSON, 0.0) if roll < 0.8 else (props.bicycle, props.BICYCLE, 0.1) if roll < 0.93 else
+            (props.motorcycle, props.MOTORCYCLE, 0.12)
+        )  # fmt: skip
+        world.actors.append(Actor(draw, class_id, (x, y, z), r.uniform(0, 2 * np.pi), 0.0, int(r.integers(2**31)), {}, (0.0, lean)))
 
 
-def _hazards(world: World, r, half: float, split: str, cutouts: list[str], only, span, taken: list, lane_x: float) -> None:
-    pool = list(only) if only else list(HELD_OUT if split == "held_out" else SEEN)
-    for _ in range(int(r.choice([1, 1, 2, 2, 3]))):
+def _hazards(world: World, r, half: float, split: str, cutouts: list[str], exactly, span, taken: list, lane_x: float) -> None:
+    pool = HELD_OUT if split == "held_out" else SEEN
+    wanted: list[str | None] = list(exactly) if exactly else [None] * int(r.choice([1, 1, 2, 2, 3]))
+    for name in wanted:
         y = r.uniform(*span) if r.random() < 0.5 else r.uniform(span[0], span[0] + (span[1] - span[0]) * 0.35)
         x = r.uniform(-half + 0.6, half - 0.6) if r.random() < 0.5 else np.clip(lane_x + r.normal(0, 1.2), -half + 0.5, half - 0.5)
         if not _free(taken, x, y, 1.5):
             continue
         taken.append((x, y, 1.5))
-        if cutouts and not only and r.random() < 0.4:
+        if name is None and cutouts and r.random() < 0.4:
             _cutout(world, r, cutouts, (x, y, 0.0), r.uniform(0.35, 1.7))
-            continue
-        name = str(r.choice(pool))
-        instance = len(world.hazards) + 1
-        world.hazards[instance] = (name, "procedural")
-        pen = Pen(
-            world.scene, r, HAZARD_CLASS, at=(x, y, 0.0), yaw=r.uniform(0, 2 * np.pi), scale=r.uniform(0.8, 1.25), instance=instance
-        )
-        SHAPES[name](pen, r)
+        else:
+            place_hazard(world, r, name or str(r.choice(pool)), (x, y, 0.0))
+
+
+def place_hazard(world: World, r, name: str, at: tuple[float, float, float], yaw: float | None = None) -> None:
+    """Put a procedural hazard down as the next instance, turned any way round where no `yaw` (radians) is given."""
+    instance = len(world.hazards) + 1
+    world.hazards[instance] = (name, "procedural")
+    yaw, scale = r.uniform(0, 2 * np.pi) if yaw is None else yaw, r.uniform(0.8, 1.25)
+    SHAPES[name](Pen(world.scene, r, HAZARD_CLASS, at=at, yaw=yaw, scale=scale, instance=instance), r)
 
 
 def _cutout(world: World, r, names: list[str], at, height: float) -> None:

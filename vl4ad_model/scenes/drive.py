@@ -74,7 +74,7 @@ def make_drive(plan: DrivePlan) -> World:
     camera = Camera(position, position + np.array([0.06, 1.0, -0.05]), 0.0, np.deg2rad(70.0))
     world = World(Scene(), light, camera, (0.0, 0.0, 0.0), speed=plan.speed)
     walks, halves = {-1: 2.5, 1: 3.0}, {-1: half + 2.2, 1: half}
-    street.ground(world.scene, r, halves, walks, "city", length)
+    street.ground(world.scene, r, halves, walks, "city", "asphalt", length)
     street.markings(world.scene, r, 3, lane, half, length)
     street.horizon(world.scene, r, "city", length)
     for side in (-1, 1):

@@ -42,7 +42,7 @@ class Style:
             bloom=bool(r.random() < 0.25),
             filmic=bool(r.random() < 0.5),
             gamma=float(r.uniform(1.9, 2.5)),
-            white_balance=np.exp(r.normal(0, 0.03, 3)),
+            white_balance=np.exp(r.normal(0, 0.022, 3)),
             saturation=float(r.uniform(0.55, 1.35)),
             contrast=float(r.uniform(0.85, 1.3)),
             blur=int(r.integers(2, 6)) if r.random() < 0.25 else 0,
@@ -80,7 +80,7 @@ def develop(image: np.ndarray, light: Light, style: Style, r: np.random.Generato
         x = x * (1.0 + 0.15 * x) / (1.0 + x * 0.75)
     x = np.clip(x, 0, 1) ** (1 / style.gamma)
     cast = x.mean(axis=(0, 1))
-    x = x * (cast.mean() / cast) ** 0.2 * style.white_balance  # as far as cameras get it right
+    x = x * (cast.mean() / cast) ** 0.3 * style.white_balance  # as far as cameras get it right
     grey = x.mean(axis=2, keepdims=True)
     x = grey + (x - grey) * style.saturation
     x = 0.5 + (x - 0.5) * style.contrast

@@ -89,7 +89,8 @@ def car(p: Pen, r, night: float = 0.0) -> None:
     d = {"suv": 0.74, "pickup": 0.76}.get(kind, 0.64) * r.uniform(0.95, 1.05)
     axles = (-length * 0.315, length * (0.29 if kind != "van" else 0.31))
     for y in axles:
-        p.draw("cylinder", (0, y, d * 0.53), (d * 1.22, d * 1.22, w * 1.004), (0.012, 0.012, 0.012), roll=np.pi / 2)
+        for x in (-w / 2 + 0.14, w / 2 - 0.14):  # arches
+            p.draw("cylinder", (x, y, d * 0.5), (d * 1.13, d * 1.13, 0.284), (0.012, 0.012, 0.012), roll=np.pi / 2)
     p.draw("box", (0, 0, sill * h * 0.75), (w * 0.9, length * 0.86, sill * h * 0.7), (0.015, 0.015, 0.015))
     wheels(p, w * 1.01, axles, d)
     nose, tail = bonnet * h, boot * h

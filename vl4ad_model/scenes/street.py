@@ -10,8 +10,8 @@ from vl4ad_model.scenes.primitives import Pen, Scene
 LENGTH = 110.0  # metres of street ahead of the camera
 
 
-def ground(scene: Scene, r, half, walks, setting: str, length: float = LENGTH) -> None:
-    """Road, kerbs, pavements and what lies beyond them."""
+def ground(scene: Scene, r, half, walks, setting: str, surface: str, length: float = LENGTH) -> None:
+    """Road (asphalt, tiles or dirt), kerbs, pavements and what lies beyond them."""
     asphalt = np.full(3, r.uniform(0.1, 0.36)) * r.uniform(0.94, 1.06, 3)
     paving = np.array((0.5, 0.48, 0.46)) * r.uniform(0.6, 1.4) * r.uniform(0.92, 1.08, 3)
     green = np.array(
@@ -19,8 +19,10 @@ def ground(scene: Scene, r, half, walks, setting: str, length: float = LENGTH) -
             [(0.2, 0.32, 0.09), (0.24, 0.36, 0.12), (0.17, 0.27, 0.08), (0.33, 0.38, 0.15), (0.4, 0.36, 0.2), (0.48, 0.42, 0.3)]
         )
     ) * r.uniform(0.6, 1.3)
-    material = r.choice(["asphalt", "asphalt", "asphalt", "asphalt", "tiles"])
-    paved = 2.0 if material == "asphalt" else r.uniform(5, 9)
+    if surface == "dirt":
+        asphalt = np.array((0.42, 0.33, 0.22)) * r.uniform(0.5, 1.3) * r.uniform(0.9, 1.1, 3)
+    material = {"asphalt": "asphalt", "tiles": "tiles", "dirt": "grass"}[surface]
+    paved = 2.0 if surface == "asphalt" else r.uniform(5, 9)
     kerb = paving * r.uniform(0.8, 1.3)
     terrain_side = {side: setting in ("country", "highway") or r.random() < 0.4 for side in (-1, 1)}
     for y in np.arange(-9, length + 20, 3.0):

@@ -186,8 +186,11 @@ def make_world(seed: int, *, split: str = "train", quiet: bool | None = None, cu
     walks = {side: r.uniform(1.5, 4.5) if setting in ("city", "suburb") and r.random() < 0.9 else 0.0 for side in (-1, 1)}
     parking = {side: setting in ("city", "suburb") and r.random() < 0.5 for side in (-1, 1)}
     half_all = {side: half + (2.2 if parking[side] else 0.0) for side in (-1, 1)}
-    street.ground(scene, r, half_all, walks, setting)
-    street.markings(scene, r, lanes, lane_width, half)
+    dirt = setting in ("country", "suburb") and not any(walks.values()) and r.random() < 0.4
+    surface = "dirt" if dirt else str(r.choice(["asphalt", "tiles"], p=[0.85, 0.15]))
+    street.ground(scene, r, half_all, walks, setting, surface)
+    if not dirt:
+        street.markings(scene, r, lanes, lane_width, half)
     street.horizon(scene, r, setting)
     for side in (-1, 1):
         street.roadside(scene, r, side, half_all[side], walks[side], setting, light.night)
@@ -233,7 +236,8 @@ def _traffic(world: World, r, lanes: int, lane_width: float, taken: list) -> Non
 
 
 def _people(world: World, r, half, walks, taken) -> None:
-    for _ in range(int(r.integers(0, 9))):
+    crowd = r.random() < 0.12
+    for _ in range(int(r.integers(14, 28)) if crowd else int(r.integers(0, 9))):
         side = int(r.choice([-1, 1]))
         if walks[side] and r.random() < 0.85:
             x, y, z = side * (half[side] + r.uniform(0.3, walks[side])), r.uniform(4, 45), 0.15

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vl4ad_model.errors import EvaluationError, ImageError
+from vl4ad_model.evaluation.folders import FolderSource
 from vl4ad_model.evaluation.frame_counts import METRICS
 from vl4ad_model.evaluation.progress import ConsoleProgress
-from vl4ad_model.evaluation.runner import Settings, evaluate, mapper
+from vl4ad_model.evaluation.runner import ModelSettings, Settings, evaluate, mapper
 from vl4ad_model.evaluation.sources import Source
+
+if TYPE_CHECKING:
+    from vl4ad_model.evaluation.bags import BagSource
 
 NOT_WHOLE = 3
 """Exit status of a run that ended but skipped frames, or in which nothing counted."""
@@ -47,13 +52,172 @@ def evaluate_scores(
     report: Report = None,
 ) -> None:
     """Evaluate saved score maps."""
-    from vl4ad_model.evaluation.folders import FolderSource
-
     source = FolderSource(images, scores, labels, _label_values(label_values))
     if source.unlabelled:
-        typer.echo(f"{source.unlabelled} score maps have no label and are left out", err=True)
+        _warn(f"{source.unlabelled} score maps have no label and are left out")
     settings = Settings(track, _metrics(metrics), threshold, None, (), strict)
     _evaluate([source], settings, {"source": "scores", **source.describe()}, workers, json_file, report)
+
+
+Model = Annotated[str, typer.Option(help="tiny, fcclip-r50, fcclip-convnext-large, or a folder.")]
+Hazards = Annotated[
+    list[str] | None, typer.Option("--hazard", help="A hazard in words, alternatives joined by '|'; repeat for more.")
+]
+VocabularyFile = Annotated[Path | None, typer.Option(help="YAML file with the known classes.")]
+Classifier = Annotated[str | None, typer.Option(help="in_vocabulary, out_of_vocabulary or ensemble.")]
+Merge = Annotated[bool, typer.Option(help="Score classes of one superclass as one.")]
+Engine = Annotated[str, typer.Option(help="auto, torch, onnx, openvino or tensorrt.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Precision = Annotated[str, typer.Option(help="fp32 or fp16.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never download.")]
+Images = Annotated[list[Path], typer.Option("--images", help="Folder of images, or a data set's root folder; repeat for more.")]
+Bags = Annotated[list[Path], typer.Argument(help="rosbag2 recordings: folders, .mcap or .db3 files.", show_default=False)]
+ImageTopic = Annotated[str | None, typer.Option(help="Image or CompressedImage; found by itself where only one can be meant.")]
+LabelTopic = Annotated[str | None, typer.Option(help="Image mono8 with label values, or a compressed PNG of it.")]
+Tolerance = Annotated[float, typer.Option(min=0, help="Seconds an image's and its label's stamps may differ.")]
+
+
+@evaluate_app.command("images")
+def evaluate_images(
+    images: Images,
+    labels: Annotated[Path | None, typer.Option(help="Folder of label PNGs; found by itself in known layouts.")] = None,
+    track: Track = "anomaly",
+    metrics: Metrics = ",".join(METRICS),
+    threshold: Threshold = None,
+    label_values: LabelValues = "auto",
+    hazard: Hazards = None,
+    model: Model = "tiny",
+    vocabulary: VocabularyFile = None,
+    classifier: Classifier = None,
+    merge: Merge = True,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    offline: Offline = False,
+    workers: Workers = 1,
+    strict: Strict = False,
+    json_file: JsonFile = None,
+    report: Report = None,
+) -> None:
+    """Run a model over images with labels and evaluate what it says."""
+    model_settings = _model(model, hazard, vocabulary, classifier, merge, engine, device, precision, offline, workers)
+    names = _class_names(model_settings)
+    sources = image_sources(images, labels, _label_values(label_values), len(names))
+    for source in sources:
+        if source.labels is None:
+            raise EvaluationError(f"no labels were found beside {source.images}: say --labels FOLDER")
+        if source.unlabelled:
+            _warn(f"{source.unlabelled} images in {source.images} have no label and are left out")
+    settings = Settings(track, _metrics(metrics), threshold, model_settings, names, strict)
+    configuration = {"source": "images", "folders": [source.describe() for source in sources]}
+    _evaluate(sources, settings, configuration, workers, json_file, report)
+
+
+@evaluate_app.command("bag")
+def evaluate_bag(
+    bags: Bags,
+    image_topic: ImageTopic = None,
+    label_topic: LabelTopic = None,
+    score_topic: Annotated[str | None, typer.Option(help="Evaluate recorded 32FC1 scores instead of running a model.")] = None,
+    tolerance: Tolerance = 0.0,
+    track: Track = "anomaly",
+    metrics: Metrics = ",".join(METRICS),
+    threshold: Threshold = None,
+    label_values: LabelValues = "auto",
+    hazard: Hazards = None,
+    model: Model = "tiny",
+    vocabulary: VocabularyFile = None,
+    classifier: Classifier = None,
+    merge: Merge = True,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    offline: Offline = False,
+    workers: Workers = 1,
+    strict: Strict = False,
+    json_file: JsonFile = None,
+    report: Report = None,
+) -> None:
+    """Run a model over the images of rosbag2 recordings that carry labels, and evaluate what it says."""
+    model_settings = _model(model, hazard, vocabulary, classifier, merge, engine, device, precision, offline, workers)
+    names = _class_names(model_settings)
+    sources = bag_sources(
+        bags,
+        image_topic=image_topic,
+        label_topic=label_topic,
+        score_topic=score_topic,
+        label_values=_label_values(label_values),
+        class_count=len(names),
+        tolerance=tolerance,
+    )
+    settings = Settings(track, _metrics(metrics), threshold, None if score_topic else model_settings, names, strict)
+    configuration = {"source": "bag", "bags": [source.describe() for source in sources]}
+    _evaluate(sources, settings, configuration, workers, json_file, report)
+
+
+def image_sources(
+    images: Sequence[Path], labels: Path | None, label_values: str, class_count: int, every: int = 1
+) -> list[FolderSource]:
+    """One source per folder; with several, frames carry their folder's name."""
+    from vl4ad_model.evaluation.folders import dataset_folders
+
+    if labels is not None and len(images) > 1:
+        raise EvaluationError("--labels goes with one --images folder; several folders must hold their labels themselves")
+    names = unique_names(images)
+    sources = []
+    for folder, name in zip(images, names, strict=True):
+        pictures, found = dataset_folders(folder)
+        prefix = f"{name}/" if len(images) > 1 else ""
+        sources.append(FolderSource(pictures, None, labels or found, label_values, class_count, every, prefix))
+    return sources
+
+
+def bag_sources(bags: Sequence[Path], **options: Any) -> list[BagSource]:
+    """One source per bag."""
+    from vl4ad_model.evaluation.bags import open_bag
+
+    return [open_bag(bag, name=name, **options) for bag, name in zip(bags, unique_names(bags), strict=True)]
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """What to call folders or bags: the last part of the path, or as many parts as tell them apart."""
+    resolved = [path.resolve() for path in paths]
+    if len(set(resolved)) != len(resolved):
+        raise EvaluationError("a folder or bag is given twice")
+    for depth in range(1, max((len(path.parts) for path in resolved), default=0) + 1):
+        names = ["/".join([*path.parts[-depth:-1], path.stem if path.is_file() else path.name]) for path in resolved]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in resolved]
+
+
+def _model(
+    model: str,
+    hazard: list[str] | None,
+    vocabulary: Path | None,
+    classifier: str | None,
+    merge: bool,
+    engine: str,
+    device: str,
+    precision: str,
+    offline: bool,
+    workers: int = 1,
+) -> ModelSettings:
+    import os
+
+    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
+    path = str(vocabulary) if vocabulary else None
+    return ModelSettings(model, tuple(hazard or ()), path, classifier, merge, engine, device, precision, offline, threads)
+
+
+def _class_names(settings: ModelSettings) -> tuple[str, ...]:
+    """Names of the known classes; a mistake in the words shows here, before anything is read."""
+    from vl4ad_model.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary.from_yaml(settings.vocabulary) if settings.vocabulary else Vocabulary.cityscapes()
+    if settings.hazards:
+        vocabulary = vocabulary.with_hazards(settings.hazards)
+    return vocabulary.names[: vocabulary.known_count]
 
 
 def _metrics(text: str) -> tuple[str, ...]:
@@ -81,6 +245,8 @@ def _evaluate(
     for path in (json_file, report):
         if path is not None:
             _check_writable(path, folder=path is report)
+    if settings.model:
+        configuration |= {"model": {key: value for key, value in asdict(settings.model).items() if key != "threads"}}
     configuration = {**configuration, "track": settings.track, "metrics": list(settings.metrics), "version": _version()}
     if settings.threshold is not None:
         configuration["threshold"] = settings.threshold

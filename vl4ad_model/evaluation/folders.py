@@ -37,6 +37,7 @@ class FolderSource:
         label_values: "anomaly", "classes", or "auto": classes where frames/*.json lie beside the labels, else anomaly.
         class_count: K of the vocabulary, for class labels.
         every: keep each n-th frame only.
+        prefix: put before every frame's name, where several folders are evaluated together.
     """
 
     images: Path | None = None
@@ -45,6 +46,7 @@ class FolderSource:
     label_values: str = "auto"
     class_count: int = 19
     every: int = 1
+    prefix: str = ""
 
     def entries(self) -> list[Entry]:
         images = _files(self.images, "images") if self.images else {}
@@ -63,7 +65,7 @@ class FolderSource:
             picture = _match(name, images)
             paths = (images.get(picture or ""), scores.get(found or "") if self.scores else None, labels.get(name))
             failure = "" if found else f"no {what} for {labels[name]}"
-            entries.append(Entry(name, tuple(str(p) if p else None for p in paths), _version(paths), failure))
+            entries.append(Entry(self.prefix + name, tuple(str(p) if p else None for p in paths), _version(paths), failure))
         return entries
 
     @property

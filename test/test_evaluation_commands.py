@@ -1,0 +1,329 @@
+"""`vl4ad evaluate` as a person meets it: right numbers, every mistake one line, and nothing partial that looks whole."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from evaluation_helpers import START, picture, png, scored_messages, small_frames, vl4ad, write_bag, write_folders
+from PIL import Image
+from test_evaluation_metrics import CASES, PUBLISHED
+
+NOT_WHOLE, USER_ERROR = 3, 2
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def numbers(document: dict) -> dict:
+    """What must not depend on how a run was done."""
+    return {key: value for key, value in document.items() if key not in ("configuration",)}
+
+
+# --- saved scores -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("track", ["anomaly", "obstacle"])
+@pytest.mark.parametrize("name", CASES)
+def test_the_published_numbers_come_out_of_the_command_line(tmp_path, capfd, name, track):
+    scores, labels = write_folders(tmp_path, CASES[name])
+    done = vl4ad(
+        capfd, "evaluate", "scores", "--scores", scores, "--labels", labels, "--track", track, "--json", tmp_path / "r.json"
+    )
+    assert done.code == 0, done.err
+    got, published = read(tmp_path / "r.json"), PUBLISHED["cases"][name]["float32"]
+    pixel = published["tie_study"]["all_ties_collapsed"]
+    components = published["components_AnomalyTrack" if track == "anomaly" else "components_ObstacleTrack"]
+    for key in ("AuPRC", "FPR95", "AuROC", "best_F1", "best_f1_threshold"):
+        assert got[key] == pytest.approx(pixel[key], abs=1e-9), key
+    for key in ("sIoU_gt_mean", "PPV_mean", "F1_mean", "n_gt", "n_pred"):
+        assert got[key] == pytest.approx(components[key], abs=1e-9), key
+    assert got["fishyscapes"] == pytest.approx(published["fishyscapes_exact"], abs=1e-9)
+    assert list(got["per_threshold"]) == list(components["per_threshold"])
+    for overlap, row in components["per_threshold"].items():
+        assert {key: got["per_threshold"][overlap][key] for key in ("TP", "FN", "FP")} == {
+            key: row[key] for key in ("TP", "FN", "FP")
+        }
+    assert got["complete"] and got["frames"]["evaluated"] == len(CASES[name])
+    assert not (tmp_path / "r.json.partial").exists()
+
+
+def test_a_threshold_can_be_given(tmp_path, capfd):
+    scores, labels = write_folders(tmp_path, CASES["tiny"])
+    vl4ad(capfd, "evaluate", "scores", "--scores", scores, "--labels", labels, "--threshold", 0.5, "--json", tmp_path / "r.json")
+    expected = PUBLISHED["cases"]["tiny"]["float32"]["components_AnomalyTrack_fixed_threshold"]
+    got = read(tmp_path / "r.json")
+    assert got["component_threshold"] == 0.5
+    assert got["F1_mean"] == pytest.approx(expected["F1_mean"], abs=1e-9) and got["sIoU_gt_mean"] == pytest.approx(
+        expected["sIoU_gt_mean"], abs=1e-9
+    )
+
+
+def test_half_precision_scores_are_said_to_be_so(tmp_path, capfd):
+    frames = [(scores.astype(np.float16), labels) for scores, labels in small_frames(3)]
+    scores, labels = write_folders(tmp_path, frames)
+    done = vl4ad(capfd, "evaluate", "scores", "--scores", scores, "--labels", labels, "--json", tmp_path / "r.json")
+    assert "float16" in done.out and read(tmp_path / "r.json")["stored_scores"] == {"float32": 0, "float16": 3}
+
+
+def test_processes_folders_and_bags_give_the_same_numbers(tmp_path, capfd):
+    frames = small_frames(6)
+    scores, labels = write_folders(tmp_path, frames)
+    bag = write_bag(tmp_path / "drive", scored_messages(frames), compression="storage")
+    command = ("evaluate", "scores", "--scores", scores, "--labels", labels, "--track", "obstacle", "--json")
+    assert vl4ad(capfd, *command, tmp_path / "one.json").code == 0
+    assert vl4ad(capfd, *command, tmp_path / "two.json", "--workers", 2).code == 0
+    done = vl4ad(
+        capfd, "evaluate", "bag", bag, "--score-topic", "/vl4ad/score", "--track", "obstacle",
+        "--metrics", "pixel,components,fishyscapes", "--json", tmp_path / "bag.json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    one, two, from_bag = (numbers(read(tmp_path / f"{name}.json")) for name in ("one", "two", "bag"))
+    assert one == two
+    for document in (one, from_bag):
+        for row in document["per_frame"]:
+            row["frame"] = ""
+    assert one == from_bag
+
+
+def test_several_bags_are_one_set(tmp_path, capfd):
+    frames = small_frames(6)
+    first = write_bag(tmp_path / "a", scored_messages(frames[:2]))
+    second = write_bag(tmp_path / "b", scored_messages(frames[2:]))
+    scores, labels = write_folders(tmp_path, frames)
+    command = ("--metrics", "pixel,components,fishyscapes", "--json", tmp_path / "r.json")
+    assert vl4ad(capfd, "evaluate", "bag", second, first, "--score-topic", "/vl4ad/score", *command).code == 0
+    together = read(tmp_path / "r.json")
+    vl4ad(capfd, "evaluate", "scores", "--scores", scores, "--labels", labels, *command)
+    for key in ("AuPRC", "F1_mean", "fishyscapes", "per_threshold"):
+        assert together[key] == read(tmp_path / "r.json")[key]
+    again = vl4ad(capfd, "evaluate", "bag", first, first, "--score-topic", "/vl4ad/score")
+    assert again.code == USER_ERROR and "given twice" in again.err
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------------
+
+
+def one_line(done, *parts):
+    assert done.code == USER_ERROR, (done.code, done.err)
+    last = [line for line in done.err.splitlines() if line.startswith("vl4ad: ")]
+    assert len(last) == 1 and "Traceback" not in done.err
+    for part in parts:
+        assert part in last[0]
+
+
+def test_a_failing_frame_is_named_counted_and_skipped(tmp_path, capfd):
+    frames = small_frames(5)
+    scores, labels = write_folders(tmp_path, frames)
+    bad = frames[1][0].copy()
+    bad[20, 20:23] = np.nan
+    np.save(scores / "001.npy", bad)
+    (scores / "003.npy").write_bytes(b"nothing")
+    command = ("evaluate", "scores", "--scores", scores, "--labels", labels, "--json", tmp_path / "r.json")
+    done = vl4ad(capfd, *command)
+    assert done.code == NOT_WHOLE and "2 of 5 frames were skipped" in done.err
+    assert "001: 3 scores are NaN or infinite" in done.err and "003.npy is damaged" in done.err
+    document = read(tmp_path / "r.json")
+    assert not document["complete"] and document["frames"]["failed"] == 2 and document["frames"]["evaluated"] == 3
+    assert [failure["name"] for failure in document["frames"]["failures"]] == ["001", "003"]
+    good, good_labels = write_folders(tmp_path / "good", [frames[0], frames[2], frames[4]])
+    vl4ad(capfd, "evaluate", "scores", "--scores", good, "--labels", good_labels, "--json", tmp_path / "good.json")
+    assert read(tmp_path / "good.json")["AuPRC"] == document["AuPRC"]
+
+
+def test_strict_stops_at_the_failing_frame_and_writes_nothing(tmp_path, capfd):
+    scores, labels = write_folders(tmp_path, small_frames(3))
+    np.save(scores / "001.npy", np.full((48, 64), np.nan, np.float32))
+    done = vl4ad(capfd, "evaluate", "scores", "--scores", scores, "--labels", labels, "--strict", "--json", tmp_path / "r.json")
+    one_line(done, "001", "NaN")
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_when_every_frame_fails_there_is_no_result(tmp_path, capfd):
+    scores, labels = write_folders(tmp_path, [(np.full((48, 64), np.nan, np.float32), small_frames(1)[0][1])])
+    done = vl4ad(capfd, "evaluate", "scores", "--scores", scores, "--labels", labels, "--json", tmp_path / "r.json")
+    one_line(done, "no frame could be evaluated")
+    assert not (tmp_path / "r.json").exists()
+
+
+def test_without_any_anomaly_undefined_is_null_and_said(tmp_path, capfd):
+    frames = [(scores, np.where(labels == 1, 0, labels).astype(np.uint8)) for scores, labels in small_frames(3)]
+    scores, labels = write_folders(tmp_path, frames)
+    done = vl4ad(capfd, "evaluate", "scores", "--scores", scores, "--labels", labels, "--json", tmp_path / "r.json")
+    assert done.code == 0 and "no pixel is labelled an anomaly" in done.err and "undefined" in done.out
+    document = read(tmp_path / "r.json")
+    assert document["AuPRC"] is None and document["AuROC"] is None and document["fishyscapes"]["AP"] is None
+    assert document["sIoU_gt_mean"] is None and "NaN" not in (tmp_path / "r.json").read_text()
+
+
+def test_where_everything_is_ignored_nothing_is_claimed(tmp_path, capfd):
+    frames = [(scores, np.full_like(labels, 255)) for scores, labels in small_frames(2)]
+    scores, labels = write_folders(tmp_path, frames)
+    done = vl4ad(capfd, "evaluate", "scores", "--scores", scores, "--labels", labels, "--json", tmp_path / "r.json")
+    assert done.code == NOT_WHOLE and "nothing counts in any of 2 frames" in done.err
+    document = read(tmp_path / "r.json")
+    keys = ("AuPRC", "FPR95", "best_F1", "best_f1_threshold", "F1_mean", "per_threshold")
+    assert all(document[key] is None for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f | {"--scores": f["root"] / "empty"}, "no score maps in"),
+        (lambda f: f | {"--scores": f["root"] / "none"}, "no folder"),
+        (lambda f: f | {"--labels": f["root"] / "empty"}, "no label PNGs in"),
+        (lambda f: f | {"--track": "road"}, "track 'road' is unknown"),
+        (lambda f: f | {"--metrics": "pixel,iou"}, "metric 'iou' is unknown"),
+        (lambda f: f | {"--metrics": ","}, "unknown"),
+        (lambda f: f | {"--threshold": "nan"}, "is no number"),
+        (lambda f: f | {"--label-values": "colours"}, "auto, anomaly or classes"),
+        (lambda f: f | {"--json": f["root"] / "file" / "r.json"}, "is not a folder"),
+        (lambda f: f | {"--json": f["root"] / "empty"}, "it is a folder, name a file"),
+        (lambda f: f | {"--report": f["root"] / "file"}, "a folder is needed"),
+    ],
+)
+def test_a_mistaken_option_is_one_line_and_nothing_is_written(tmp_path, capfd, change, message):
+    scores, labels = write_folders(tmp_path, small_frames(1))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    options = change({"root": tmp_path, "--scores": scores, "--labels": labels, "--json": tmp_path / "r.json"})
+    options.pop("root")
+    done = vl4ad(capfd, "evaluate", "scores", *[word for pair in options.items() for word in pair])
+    one_line(done, message)
+    assert not (tmp_path / "r.json").exists() and not (tmp_path / "r.json.partial").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_without_permission_is_said_before_any_work(tmp_path, capfd):
+    scores, labels = write_folders(tmp_path, small_frames(1))
+    (tmp_path / "locked").mkdir(mode=0o500)
+    done = vl4ad(capfd, "evaluate", "scores", "--scores", scores, "--labels", labels, "--json", tmp_path / "locked/r.json")
+    one_line(done, "no permission")
+
+
+def test_broken_bags_are_one_line(tmp_path, capfd):
+    bag = write_bag(tmp_path / "drive", scored_messages(small_frames(3)))
+    file = next(bag.glob("*.mcap"))
+    file.write_bytes(file.read_bytes()[:5000])
+    one_line(vl4ad(capfd, "evaluate", "bag", bag, "--json", tmp_path / "r.json"), "cut off", "mcap recover")
+    bare = write_bag(tmp_path / "bare", scored_messages(small_frames(3)), storage="sqlite3")
+    one_line(vl4ad(capfd, "evaluate", "bag", bare, "--image-topic", "/camera"), "no topic /camera", "/vl4ad/score")
+    (bare / "metadata.yaml").unlink()
+    one_line(vl4ad(capfd, "evaluate", "bag", bare), "no metadata.yaml")
+    assert not (tmp_path / "r.json").exists()
+
+
+# --- interruption -----------------------------------------------------------------------------------------------------------
+
+
+def run_in_background(tmp_path, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "vl4ad_model.cli", *map(str, arguments)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_run_leaves_no_result_and_goes_on_where_it_stopped(tmp_path, capfd, workers):
+    frames = [(np.tile(scores, (12, 12)), np.tile(labels, (12, 12))) for scores, labels in small_frames(30)]
+    scores, labels = write_folders(tmp_path, frames)
+    result = tmp_path / "r.json"
+    command = ("evaluate", "scores", "--scores", scores, "--labels", labels, "--json", result)
+    running = run_in_background(tmp_path, *command, "--workers", workers)
+    work, deadline = tmp_path / "r.json.partial", time.monotonic() + 60
+    while len(list(work.glob("*.counts"))) < 3 and time.monotonic() < deadline and running.poll() is None:
+        time.sleep(0.01)
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130, errors
+    assert "interrupted after" in errors and "Traceback" not in errors and not result.exists()
+    kept = {path: path.stat().st_mtime_ns for path in work.glob("*.counts")}
+    assert 3 <= len(kept) < 30
+    again = vl4ad(capfd, *command)
+    assert again.code == 0 and f"resuming ({len(kept)} of 30 frames are counted)" in again.err
+    straight = tmp_path / "straight.json"
+    vl4ad(capfd, *command[:-1], straight)
+    assert numbers(read(result)) == numbers(read(straight)) and not work.exists()
+
+
+def test_work_of_another_configuration_or_of_changed_files_is_not_used(tmp_path, capfd):
+    frames = small_frames(3)
+    scores, labels = write_folders(tmp_path, frames)
+    np.save(scores / "002.npy", np.full((48, 64), np.nan, np.float32))
+    command = ("evaluate", "scores", "--scores", scores, "--labels", labels, "--json", tmp_path / "r.json")
+    assert vl4ad(capfd, *command, "--strict").code == USER_ERROR
+    assert (tmp_path / "r.json.partial").is_dir()
+    np.save(scores / "000.npy", frames[1][0])
+    np.save(scores / "002.npy", frames[2][0])
+    done = vl4ad(capfd, *command, "--strict")
+    assert done.code == 0 and "starting over" in done.err
+    changed = read(tmp_path / "r.json")
+    fresh, fresh_labels = write_folders(tmp_path / "fresh", [(frames[1][0], frames[0][1]), (frames[1][0], frames[1][1]), frames[2]])
+    vl4ad(capfd, "evaluate", "scores", "--scores", fresh, "--labels", fresh_labels, "--json", tmp_path / "f.json")
+    assert changed["AuPRC"] == read(tmp_path / "f.json")["AuPRC"]
+
+
+def test_a_folder_in_the_way_of_the_work_is_not_deleted(tmp_path, capfd):
+    scores, labels = write_folders(tmp_path, small_frames(1))
+    (tmp_path / "r.json.partial").mkdir()
+    (tmp_path / "r.json.partial" / "thesis.txt").write_text("precious")
+    done = vl4ad(capfd, "evaluate", "scores", "--scores", scores, "--labels", labels, "--json", tmp_path / "r.json")
+    one_line(done, "in the way")
+    assert (tmp_path / "r.json.partial" / "thesis.txt").read_text() == "precious"
+
+
+# --- with a model -----------------------------------------------------------------------------------------------------------
+
+
+def write_rendered(root: Path, count: int = 2) -> Path:
+    """The layout of `vl4ad scenes`, 96 x 160."""
+    for name in ("images", "labels", "frames"):
+        (root / name).mkdir(parents=True)
+    for index in range(count):
+        raw = np.full((96, 160), 10, np.uint8)
+        raw[40:] = 0
+        raw[60:80, 60 + index : 90] = 100
+        (root / f"images/{index:06}.png").write_bytes(png(picture(96, 160, index)))
+        Image.fromarray(raw).save(root / f"labels/{index:06}.png")
+        (root / f"frames/{index:06}.json").write_text('{"hazards": {"100": {"name": "sofa"}}}')
+    return root
+
+
+def test_images_and_the_same_frames_in_a_bag_give_the_same_numbers_and_classes(tmp_path, capfd):
+    folder = write_rendered(tmp_path / "set")
+    messages = []
+    for index in range(2):
+        raw = np.asarray(Image.open(folder / f"labels/{index:06}.png"))
+        messages += [("/camera/image", START + index, picture(96, 160, index)), ("/camera/labels", START + index, raw)]
+    bag = write_bag(tmp_path / "drive", messages)
+    common = ("--hazard", "sofa|couch", "--track", "obstacle", "--engine", "torch")
+    done = vl4ad(capfd, "evaluate", "images", "--images", folder, *common, "--json", tmp_path / "images.json")
+    assert done.code == 0, done.err
+    done = vl4ad(capfd, "evaluate", "bag", bag, *common, "--json", tmp_path / "bag.json")
+    assert done.code == 0, done.err
+    images, from_bag = read(tmp_path / "images.json"), read(tmp_path / "bag.json")
+    for key in ("AuPRC", "FPR95", "AuROC", "best_F1", "F1_mean", "per_threshold", "fishyscapes", "mIoU", "IoU"):
+        assert images[key] == from_bag[key], key
+    assert set(images["IoU"]) >= {"road", "sky", "car"} and images["IoU"]["road"] is not None
+    assert images["configuration"]["model"]["hazards"] == ["sofa|couch"]
+    assert images["frames"]["with_anomaly"] == 2
+
+
+def test_a_mistake_in_the_words_or_the_model_is_said_before_frames_are_read(tmp_path, capfd):
+    folder = write_rendered(tmp_path / "set", 1)
+    one_line(vl4ad(capfd, "evaluate", "images", "--images", folder, "--hazard", "car"), "'car' already belongs to class 'car'")
+    one_line(vl4ad(capfd, "evaluate", "images", "--images", folder, "--model", "none"), "no model 'none'")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "a.png").write_bytes(png(picture()))
+    one_line(vl4ad(capfd, "evaluate", "images", "--images", tmp_path / "plain"), "no labels were found", "--labels")

@@ -1,0 +1,354 @@
+"""Where frames come from: folders in the public layouts, saved scores in every format, and bags; bad ones are named."""
+
+import h5py
+import numpy as np
+import pytest
+from evaluation_helpers import START, STEP, picture, png, scored_messages, small_frames, write_bag, write_folders
+from PIL import Image
+
+from vl4ad_model.errors import EvaluationError
+from vl4ad_model.evaluation.bags import open_bag
+from vl4ad_model.evaluation.folders import FolderSource, dataset_folders
+from vl4ad_model.evaluation.label_files import interpret, read_label_values
+from vl4ad_model.evaluation.score_files import read_scores
+from vl4ad_model.evaluation.sources import FrameFailure
+
+
+def frames_of(source, **options):
+    entries = source.entries()
+    return list(source.frames(entries, **options))
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+LABELS = np.zeros((48, 64), np.uint8)
+LABELS[10:30, 20:40] = 1
+LABELS[:4] = 255
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------------
+
+
+def test_segment_me_if_you_can_layout(tmp_path):
+    for name in ("validation_1", "validation_2"):
+        save(tmp_path / f"images/{name}.jpg", picture())
+        save(tmp_path / f"labels_masks/{name}_labels_semantic.png", LABELS)
+        save(tmp_path / f"labels_masks/{name}_labels_semantic_color.png", picture())
+    images, labels = dataset_folders(tmp_path)
+    frames = frames_of(FolderSource(images, None, labels))
+    assert [frame.name for frame in frames] == ["validation_1", "validation_2"]
+    assert (frames[0].labels.anomaly == LABELS).all() and frames[0].rgb.shape == (48, 64, 3)
+
+
+def test_fishyscapes_layout_with_its_own_numbers(tmp_path):
+    save(tmp_path / "images/04_Maurener_Weg_8_000000_000030_leftImg8bit.png", picture())
+    save(tmp_path / "labels/0000_04_Maurener_Weg_8_000000_000030_labels.png", LABELS)
+    frame = frames_of(FolderSource(tmp_path / "images", None, tmp_path / "labels"))[0]
+    assert frame.rgb is not None and (frame.labels.anomaly == LABELS).all()
+
+
+def test_road_anomaly_layout_and_its_labels_0_and_2(tmp_path):
+    save(tmp_path / "frames/animals01.jpg", picture())
+    save(tmp_path / "frames/animals01.labels/labels_semantic.png", np.where(LABELS == 1, 2, 0).astype(np.uint8))
+    save(tmp_path / "frames/animals01.labels/labels_semantic_color.png", picture())
+    frame = frames_of(FolderSource(*_image_and_label(tmp_path)))[0]
+    assert frame.name == "animals01" and (frame.labels.anomaly == (LABELS == 1)).all()
+
+
+def _image_and_label(root):
+    images, labels = dataset_folders(root)
+    return images, None, labels
+
+
+def test_rendered_frames_give_classes_and_hazards(tmp_path):
+    raw = np.full((48, 64), 13, np.uint8)
+    raw[10:20, 10:20], raw[20:30, 10:20], raw[:4] = 100, 101, 255
+    save(tmp_path / "images/000001.jpg", picture())
+    save(tmp_path / "labels/000001.png", raw)
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames/000001.json").write_text("{}")
+    frame = frames_of(FolderSource(*_image_and_label(tmp_path)))[0]
+    assert ((frame.labels.anomaly == 1) == (raw >= 100) & (raw < 255)).all()
+    assert (frame.labels.classes[raw == 13] == 13).all() and (frame.labels.classes[raw != 13] == 255).all()
+
+
+def test_labels_beside_images_are_told_apart_by_their_ending(tmp_path):
+    save(tmp_path / "a.png", picture())
+    save(tmp_path / "a_labels.png", LABELS)
+    frames = frames_of(FolderSource(tmp_path, None, tmp_path))
+    assert [frame.name for frame in frames] == ["a"] and frames[0].labels is not None
+
+
+def test_only_files_with_a_label_count_and_a_label_without_file_fails_by_name(tmp_path):
+    scores, labels = write_folders(tmp_path, small_frames(3))
+    (labels / "001.png").unlink()
+    (scores / "002.npy").unlink()
+    source = FolderSource(None, scores, labels)
+    frames = frames_of(source)
+    assert [frame.name for frame in frames] == ["000", "002"] and source.unlabelled == 1
+    assert isinstance(frames[1], FrameFailure) and "no scores" in frames[1].reason and "002.png" in frames[1].reason
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [([0, 1, 2], r"label values \[2\]"), ([0, 2, 3], r"label values \[3\]"), ([7], r"label values \[7\]"), ([0, 254], "254")],
+)
+def test_other_label_values_are_an_error_that_names_the_file(tmp_path, values, message):
+    scores, labels = write_folders(tmp_path, small_frames(1))
+    save(labels / "000.png", np.resize(np.array(values, np.uint8), (48, 64)))
+    failure = frames_of(FolderSource(None, scores, labels))[0]
+    assert isinstance(failure, FrameFailure) and "000.png" in failure.reason
+    with pytest.raises(EvaluationError, match=message):
+        interpret(read_label_values(labels / "000.png"), "anomaly", 19, "000.png")
+
+
+def test_labels_of_another_size_are_an_error_that_names_both(tmp_path):
+    scores, labels = write_folders(tmp_path, small_frames(1))
+    save(labels / "000.png", LABELS[:24])
+    failure = frames_of(FolderSource(None, scores, labels))[0]
+    assert "000.png is 64x24" in failure.reason and "000.npy is 64x48" in failure.reason
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "not an image"), (b"x" * 200, "not an image"), (png(LABELS)[:60], "damaged")]
+)
+def test_damaged_label_files_are_named(tmp_path, content, message):
+    (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(EvaluationError, match=message):
+        read_label_values(tmp_path / "bad.png")
+    save(tmp_path / "colour.png", picture())
+    with pytest.raises(EvaluationError, match="mode RGB"):
+        read_label_values(tmp_path / "colour.png")
+
+
+def test_folders_that_cannot_be_are_one_clear_line(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+    scores, labels = write_folders(tmp_path, small_frames(1))
+    for folder, message in (
+        (tmp_path / "none", "no folder"),
+        (tmp_path / "empty", "no score maps"),
+        (tmp_path / "file", "not a folder"),
+    ):
+        with pytest.raises(EvaluationError, match=message):
+            FolderSource(None, folder, labels).entries()
+    (labels / "000.png").rename(labels / "other.png")
+    with pytest.raises(EvaluationError, match="paired by stem, and 'other' is not '000'"):
+        FolderSource(None, scores, labels).entries()
+    save(labels / "more/other.png", LABELS)
+    with pytest.raises(EvaluationError, match="both frame 'other'"):
+        FolderSource(None, scores, labels).entries()
+
+
+# --- saved scores -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_score_format_is_read_as_it_was_stored(tmp_path):
+    scores = np.random.default_rng(0).random((20, 30)).astype(np.float32)
+    np.save(tmp_path / "a.npy", scores)
+    np.save(tmp_path / "half.npy", scores.astype(np.float16))
+    np.save(tmp_path / "channel.npy", scores[None])
+    np.savez(tmp_path / "b.npz", scores)
+    np.savez_compressed(tmp_path / "c.npz", other=scores[:2], scores=scores)
+    Image.fromarray(np.round(scores * 65535).astype(np.uint16)).save(tmp_path / "d.png")
+    with h5py.File(tmp_path / "e.hdf5", "w") as stored:
+        stored.create_dataset("value", data=scores.astype(np.float16), compression=9)
+    for name in ("a.npy", "channel.npy", "b.npz", "c.npz"):
+        assert (read_scores(tmp_path / name) == scores).all()
+    assert np.abs(read_scores(tmp_path / "d.png") - scores).max() < 1e-5
+    for name in ("half.npy", "e.hdf5"):
+        read = read_scores(tmp_path / name)
+        assert read.dtype == np.float16 and (read == scores.astype(np.float16)).all()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".png", ".hdf5"])
+def test_damaged_score_files_are_named(tmp_path, suffix):
+    path = tmp_path / f"frame{suffix}"
+    path.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': garbage")
+    with pytest.raises(EvaluationError, match=f"frame{suffix} is damaged"):
+        read_scores(path)
+    with pytest.raises(EvaluationError, match="no scores at"):
+        read_scores(tmp_path / f"missing{suffix}")
+
+
+def test_files_that_are_no_score_map_are_refused(tmp_path):
+    np.save(tmp_path / "pickle.npy", np.array([{"a": 1}]), allow_pickle=True)
+    np.save(tmp_path / "three.npy", np.zeros((4, 5, 3), np.float32))
+    np.savez(tmp_path / "two.npz", x=np.zeros((2, 2)), y=np.zeros((2, 2)))
+    save(tmp_path / "grey.png", LABELS)
+    for name, message in (("pickle.npy", "damaged"), ("three.npy", "shape"), ("two.npz", "x, y"), ("grey.png", "16-bit")):
+        with pytest.raises(EvaluationError, match=message):
+            read_scores(tmp_path / name)
+
+
+# --- bags -------------------------------------------------------------------------------------------------------------------
+
+FRAMES = small_frames(5)
+
+
+def recording(images="rgb8", labels="mono8"):
+    """Messages of images and labels, one pair per stamp."""
+    found = []
+    for index, (_, label) in enumerate(FRAMES):
+        stamp = START + index * STEP
+        rgb = picture(seed=index)
+        image = {"rgb8": rgb, "bgr8": ("bgr8", rgb[..., ::-1]), "jpeg": ("jpeg", png(rgb, "JPEG")), "png": ("png", png(rgb))}[
+            images
+        ]
+        truth = {"mono8": label, "8UC1": ("8UC1", label), "png": ("mono8; png compressed", png(label))}[labels]
+        found += [("/camera/image", stamp, image), ("/camera/labels", stamp, truth)]
+    return found
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+@pytest.mark.parametrize("compression", [None, "file", "message", "storage"])
+def test_every_kind_of_bag_gives_every_frame(tmp_path, storage, compression):
+    if storage == "sqlite3" and compression == "storage":
+        pytest.skip("sqlite3 has no compression of its own")
+    bag = write_bag(tmp_path / "drive", recording(), storage=storage, compression=compression)
+    source = open_bag(bag)
+    frames = frames_of(source)
+    assert [frame.name for frame in frames] == [f"drive/1700000000.{index}00000000" for index in range(5)]
+    for index, frame in enumerate(frames):
+        assert (frame.rgb == picture(seed=index)).all() and (frame.labels.anomaly == FRAMES[index][1]).all()
+
+
+@pytest.mark.parametrize("images", ["rgb8", "bgr8", "jpeg", "png"])
+@pytest.mark.parametrize("labels", ["mono8", "8UC1", "png"])
+def test_raw_and_compressed_topics_are_read(tmp_path, images, labels):
+    frames = frames_of(open_bag(write_bag(tmp_path / "drive", recording(images, labels))))
+    for index, frame in enumerate(frames):
+        tolerance = 12 if images == "jpeg" else 0
+        assert np.abs(frame.rgb.astype(int) - picture(seed=index)).max() <= tolerance
+        assert (frame.labels.anomaly == FRAMES[index][1]).all()
+
+
+def test_a_single_mcap_or_db3_file_is_a_bag_too(tmp_path):
+    for storage, suffix in (("mcap", ".mcap"), ("sqlite3", ".db3")):
+        bag = write_bag(tmp_path / storage, recording(), storage=storage)
+        frames = frames_of(open_bag(next(bag.glob("*" + suffix))))
+        assert len(frames) == 5 and not any(isinstance(frame, FrameFailure) for frame in frames)
+
+
+def test_stamps_match_images_and_labels_whatever_the_order_of_recording(tmp_path):
+    late = write_bag(tmp_path / "late", recording(), delay={"/camera/labels": 7 * STEP // 2})
+    early = write_bag(tmp_path / "early", recording(), delay={"/camera/image": 7 * STEP // 2})
+    for bag in (late, early):
+        for index, frame in enumerate(frames_of(open_bag(bag))):
+            assert (frame.rgb == picture(seed=index)).all() and (frame.labels.anomaly == FRAMES[index][1]).all()
+
+
+def test_any_subset_and_order_of_frames_can_be_read_alone(tmp_path):
+    source = open_bag(write_bag(tmp_path / "drive", recording(), delay={"/camera/labels": STEP * 2}))
+    entries = source.entries()
+    for chosen in ([3], [1, 4], [4, 0, 2]):
+        frames = list(source.frames([entries[index] for index in chosen]))
+        assert [int(frame.rgb[0, 0, 2]) for frame in frames] == [index * 40 for index in chosen]
+
+
+def test_labels_on_some_images_only_and_stamps_that_differ_a_little(tmp_path):
+    messages = [
+        (topic, stamp + (3_000_000 if topic == "/camera/labels" else 0), payload)
+        for index, (topic, stamp, payload) in enumerate(recording())
+        if not (topic == "/camera/labels" and index < 4)
+    ]
+    bag = write_bag(tmp_path / "drive", messages)
+    exact = frames_of(open_bag(bag))
+    assert len(exact) == 3 and all("no message on /camera/image has this label's stamp" in failure.reason for failure in exact)
+    near = frames_of(open_bag(bag, tolerance=0.005))
+    assert [int(frame.rgb[0, 0, 2]) for frame in near] == [80, 120, 160]
+    assert [frame.labels is not None for frame in near] == [True] * 3
+
+
+def test_recorded_scores_come_back_bit_for_bit(tmp_path):
+    frames = frames_of(open_bag(write_bag(tmp_path / "drive", scored_messages(FRAMES)), score_topic="/vl4ad/score"))
+    for frame, (scores, labels) in zip(frames, FRAMES, strict=True):
+        assert (frame.scores == scores).all() and (frame.labels.anomaly == labels).all()
+
+
+def test_class_labels_are_recognised_in_a_bag_too(tmp_path):
+    raw = np.full((48, 64), 8, np.uint8)
+    raw[10:20, 10:20] = 100
+    bag = write_bag(tmp_path / "drive", [("/camera/image", START, picture()), ("/camera/labels", START, raw)])
+    frame = frames_of(open_bag(bag))[0]
+    assert frame.labels.classes[0, 0] == 8 and frame.labels.anomaly[15, 15] == 1
+
+
+def test_one_image_per_time_can_be_kept(tmp_path):
+    bag = write_bag(tmp_path / "drive", recording())
+    names = [entry.name for entry in open_bag(bag, need_labels=False, every=0.2).entries()]
+    assert names == [f"drive/1700000000.{index}00000000" for index in (0, 2, 4)]
+
+
+def test_topics_that_are_missing_or_cannot_be_guessed_list_what_there_is(tmp_path):
+    bag = write_bag(tmp_path / "drive", [*recording(), ("/rear/image", START, picture()), ("/talk", START, "hello")])
+    with pytest.raises(EvaluationError, match=r"several could be the image topic: say --image-topic, one of /camera/image \("):
+        open_bag(bag)
+    with pytest.raises(EvaluationError, match=r"has no topic /none: its image topics are .*/rear/image"):
+        open_bag(bag, image_topic="/none")
+    with pytest.raises(EvaluationError, match=r"topic /talk carries std_msgs/msg/String"):
+        open_bag(bag, image_topic="/talk")
+    bare = write_bag(tmp_path / "bare", [("/camera/image", START, picture())])
+    with pytest.raises(EvaluationError, match="no label topic was found"):
+        open_bag(bare)
+
+
+def test_broken_bags_are_one_clear_line(tmp_path):
+    whole = write_bag(tmp_path / "whole", recording())
+    cut = tmp_path / "cut.mcap"
+    content = next(whole.glob("*.mcap")).read_bytes()
+    cut.write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(EvaluationError, match=r"cut off: .*mcap recover"):
+        open_bag(cut)
+    (whole / "whole.mcap").write_bytes(cut.read_bytes())
+    with pytest.raises(EvaluationError, match="cut off"):
+        open_bag(whole)
+
+    bare = write_bag(tmp_path / "bare", recording(), storage="sqlite3")
+    (bare / "metadata.yaml").unlink()
+    with pytest.raises(EvaluationError, match=r"no metadata.yaml .*ros2 bag reindex"):
+        open_bag(bare)
+    for name, content in (("empty.mcap", b""), ("empty.db3", b""), ("text.db3", b"hello")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(EvaluationError, match=name):
+            open_bag(tmp_path / name)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(EvaluationError, match="is no bag"):
+        open_bag(tmp_path / "nothing")
+    with pytest.raises(EvaluationError, match="no bag at"):
+        open_bag(tmp_path / "missing")
+    with pytest.raises(EvaluationError, match="is no rosbag2 recording"):
+        open_bag(cut.rename(tmp_path / "cut.bag"))
+
+
+def test_damage_inside_a_bag_is_one_clear_line(tmp_path):
+    bag = write_bag(tmp_path / "drive", recording(), compression="storage")
+    file = next(bag.glob("*.mcap"))
+    content = bytearray(file.read_bytes())
+    content[120:720] = bytes(600)
+    file.write_bytes(content)
+    with pytest.raises(EvaluationError, match=r"drive"):
+        frames_of(open_bag(bag))
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (LABELS[:20], "the label is 64x20 but the image is 64x48"),
+        (("rgb8", picture()), "encoding 'rgb8'"),
+        (("jpeg", png(LABELS, "JPEG")), "JPEG changes label values"),
+        (("png", b"nothing"), "damaged"),
+        (np.full((48, 64), 50, np.uint8), r"label values \[50\]"),
+    ],
+)
+def test_a_bad_label_message_fails_its_frame_and_no_other(tmp_path, label, message):
+    messages = recording()
+    messages[3] = ("/camera/labels", messages[3][1], label)
+    if isinstance(label, tuple) and isinstance(label[1], bytes):
+        messages = [m if m[0] != "/camera/labels" or m[1] == messages[3][1] else (m[0], m[1], ("png", png(m[2]))) for m in messages]
+    frames = frames_of(open_bag(write_bag(tmp_path / "drive", messages), label_values="anomaly"))
+    assert [isinstance(frame, FrameFailure) for frame in frames] == [False, True, False, False, False]
+    assert message.replace("\\", "") in frames[1].reason and frames[1].name == "drive/1700000000.100000000"

@@ -135,6 +135,7 @@ class DetectorNode(LifecycleNode):
         self.load_problem = ""
         began = time.monotonic()
         settings = self.settings
+        self.get_logger().info(f"loading model {settings.model}")
         segmenter = self._load(settings)
         self._segmenter = segmenter
         self._labels = LabelOutputs(self)
@@ -200,6 +201,7 @@ class DetectorNode(LifecycleNode):
         self._active = True
         self._announce()
         self._inputs = [CameraInput(self, camera, self.settings, self._receive) for camera in self.cameras]
+        self.get_logger().info(f"{self.get_name()} is active, listening to {', '.join(entry.topic for entry in self._inputs)}")
 
     def _deactivate(self) -> None:
         for entry in self._inputs:

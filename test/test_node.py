@@ -1,0 +1,361 @@
+"""The detector as a subscriber meets it: a real process, real messages over DDS, no mocks."""
+
+import json
+import time
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+
+pytest.importorskip("rclpy", reason="rclpy is not installed")
+
+from ros_fixtures import picture, running_detector
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
+
+from vl4ad_model.vocabulary import Vocabulary
+from vl4ad_ros import images
+from vl4ad_ros.detector_client import DetectorClient, pixels, stamp_of
+
+
+@pytest.fixture(scope="module")
+def running():
+    """One detector for the tests that leave it as they found it."""
+    with running_detector() as pair:
+        yield pair
+
+
+@pytest.fixture
+def user(running):
+    detector, user = running
+    yield user
+    assert detector.process.poll() is None, detector.log
+    assert user.set_parameter("hazard_prompts", [])[0]
+    words_of(user, lambda content: not hazards_of(content))
+
+
+def answered(user, rgb, topic="segmentation", **arguments):
+    """Send until the detector answers; a frame may be replaced by the next one."""
+    for _ in range(20):
+        stamp = user.send(rgb, **arguments)
+        message = user.output(topic, stamp, timeout=3.0)
+        if message is not None:
+            return message
+    raise AssertionError("no answer")
+
+
+def words_of(user, condition, timeout=30.0):
+    """The content of the newest announcement, once it meets the condition."""
+    found = user.wait_for(lambda c: c.labels and condition(c.labels[-1].content) and c.labels[-1].content, timeout)
+    assert found, user.collected.labels[-1:]
+    return found
+
+
+def hazards_of(content):
+    return [entry["prompt"] for entry in content["classes"] if entry["kind"] == "hazard"]
+
+
+# --- images in, maps out ----------------------------------------------------------------------------------------------------
+
+
+def test_every_output_has_the_header_size_and_encoding(user):
+    rgb = picture(120, 160)
+    segmentation = answered(user, rgb, frame="front_camera_optical")
+    stamp = stamp_of(segmentation.header)
+    maps = {name: user.output(name, stamp) for name in ("segmentation", "anomaly_score", "anomaly_mask", "overlay")}
+    for name, (encoding, size) in {
+        "segmentation": ("mono8", 1),
+        "anomaly_score": ("32FC1", 4),
+        "anomaly_mask": ("mono8", 1),
+        "overlay": ("rgb8", 3),
+    }.items():
+        message = maps[name]
+        assert message.header == segmentation.header and message.header.frame_id == "front_camera_optical"
+        assert (message.height, message.width, message.encoding) == (120, 160, encoding)
+        assert message.step == 160 * size and len(message.data) == 120 * message.step
+    labels, score, mask = (pixels(maps[name]) for name in ("segmentation", "anomaly_score", "anomaly_mask"))
+    known = len(Vocabulary.cityscapes().classes)
+    assert labels.max() < known and np.isfinite(score).all()
+    assert ((mask == 255) == (score > 0.5)).all() and set(np.unique(mask)) <= {0, 255}
+
+
+def test_maps_equal_those_of_the_segmenter(user):
+    from vl4ad_model.segmenter import Segmenter
+
+    rgb = picture(96, 128, seed=3)
+    expected = Segmenter.load("tiny", engine="torch", network_size=(64, 96), offline=True).segment(rgb)
+    message = answered(user, rgb)
+    score = user.output("anomaly_score", stamp_of(message.header))
+    assert (pixels(message) == expected.labels).mean() > 0.999
+    assert np.allclose(pixels(score), expected.anomaly, atol=1e-4)
+
+
+@pytest.mark.parametrize(("encoding", "channels"), [("bgr8", [2, 1, 0]), ("rgba8", [0, 1, 2, 0])])
+def test_other_encodings_and_padded_rows_give_the_same_labels(user, encoding, channels):
+    rgb = picture(seed=5)
+    expected = pixels(answered(user, rgb))
+    message = images.from_array(rgb[..., channels], encoding, Header(frame_id="camera"))
+    rows = np.pad(np.frombuffer(message.data, np.uint8).reshape(message.height, message.step), ((0, 0), (0, 7)))
+    message.step += 7
+    message.data = rows.tobytes()
+    for _ in range(20):
+        message.header.stamp = user.now()
+        output = user.output("segmentation", user.send_message(message), timeout=3.0)
+        if output is not None:
+            break
+    assert (pixels(output) == expected).all()
+
+
+def test_the_labels_topic_says_what_ids_mean_to_late_subscribers(running):
+    with DetectorClient(domain=running[1].domain, topics=(), node_name="late") as late:
+        content = late.wait_for(lambda c: c.labels and c.labels[0].content, timeout=30)
+    classes = content["classes"]
+    assert [entry["id"] for entry in classes] == list(range(len(classes))) and content["void"] == 255
+    assert classes[0]["name"] == "road" and {"name", "color", "kind"} <= set(classes[0])
+    assert content["model"] == "tiny" and content["version"] >= 1
+
+
+def test_the_resolution_of_the_network_can_be_asked_for(user):
+    assert user.set_parameter("publish_resolution", "network")[0]
+    message = answered(user, picture(120, 160))
+    assert user.set_parameter("publish_resolution", "input")[0]
+    assert (message.height, message.width) == (64, 85)
+
+
+# --- words while it runs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["tyre|tire", "sofa"], ["tyre|tire", "sofa"]),
+        ("lost cargo", ["lost cargo"]),
+        ([], []),
+        (["Reifen für Öl", "轮胎"], ["Reifen für Öl", "轮胎"]),
+        ("   ", []),
+    ],
+)
+def test_prompts_as_people_write_them(user, given, expected):
+    user.set_parameter("hazard_prompts", ["something else"])
+    words_of(user, lambda content: hazards_of(content) == ["something else"])
+    assert user.set_parameter("hazard_prompts", given) == (True, "")
+    words_of(user, lambda content: hazards_of(content) == expected)
+    assert user.get_parameter("hazard_prompts") == expected
+
+
+BAD_PROMPTS = {
+    "known class": (["car"], "already belongs to class 'car'"),
+    "twice": (["sofa", "Sofa|couch"], "already belongs to hazard"),
+    "only spaces": (["sofa", "   "], "hazard prompt 2 is empty"),
+    "10,000 characters": (["x" * 10_000], "10000 characters"),
+    "long for the text encoder": ([" ".join(f"word{i}" for i in range(30))], "too long for the text encoder"),
+    "300 prompts": ([f"thing {i}" for i in range(300)], "300 hazard prompts"),
+    "numbers": ([1, 2], "list of strings"),
+    "a number": (3.5, "list of strings"),
+    "not printable": (["so\u0007fa"], "cannot be printed"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PROMPTS)
+def test_bad_prompts_are_refused_with_a_reason_and_the_old_ones_stay(user, name):
+    given, reason = BAD_PROMPTS[name]
+    assert user.set_parameter("hazard_prompts", ["tyre"])[0]
+    before = words_of(user, lambda content: hazards_of(content) == ["tyre"])
+    successful, said = user.set_parameter("hazard_prompts", given)
+    assert not successful and reason in said and "\n" not in said
+    assert user.get_parameter("hazard_prompts") == ["tyre"]
+    answered(user, picture())
+    assert user.collected.labels[-1].content["version"] == before["version"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("classifier", "best", "in_vocabulary, out_of_vocabulary, ensemble"),
+        ("publish_resolution", "4k", "input, network"),
+        ("max_rate", -1.0, "out of range"),
+        ("anomaly_threshold", "high", "a number"),
+        ("anomaly_threshold", float("nan"), ""),
+        ("merge_classes", "yes", "type"),
+        ("vocabulary_file", "/nowhere.yaml", "cannot be read"),
+        ("model", "fcclip-r50", "read-only"),
+        ("no_such_parameter", 1, "undeclared"),
+    ],
+)
+def test_other_bad_values_are_refused_with_a_reason(user, name, value, reason):
+    successful, said = user.set_parameter(name, value)
+    assert not successful and reason in said
+
+
+def test_the_threshold_takes_effect_without_new_words(user):
+    version = user.collected.labels[-1].content["version"]
+    for threshold, share in ((-1000, 1.0), (1000, 0.0)):  # integers, as people type them
+        assert user.set_parameter("anomaly_threshold", threshold)[0]
+        assert (pixels(answered(user, picture(), "anomaly_mask")) == 255).mean() == share
+    assert user.set_parameter("anomaly_threshold", 0.5)[0]
+    assert user.collected.labels[-1].content["version"] == version
+
+
+def test_a_vocabulary_file_can_be_changed_reloaded_and_lost(user, tmp_path):
+    file = tmp_path / "words.yaml"
+    file.write_text("name: first\nclasses: [ground, wall]\n")
+    assert user.set_parameter("vocabulary_file", str(file)) == (True, "")
+    content = words_of(user, lambda content: content["vocabulary"] == "first")
+    assert [entry["name"] for entry in content["classes"]] == ["ground", "wall"]
+    assert pixels(answered(user, picture())).max() <= 1
+    file.write_text("name: second\nclasses: [ground, wall, sky]\nhazards: [ladder]\n")
+    successful, said = user.reload_vocabulary()
+    assert successful and "3 classes and 1 hazards" in said
+    assert hazards_of(words_of(user, lambda content: content["vocabulary"] == "second")) == ["ladder"]
+    file.unlink()
+    successful, said = user.reload_vocabulary()
+    assert not successful and "cannot be read" in said and "old words stay" in said
+    answered(user, picture())
+    assert user.collected.labels[-1].content["vocabulary"] == "second"
+    assert user.set_parameter("vocabulary_file", "")[0]
+    words_of(user, lambda content: content["vocabulary"] == "cityscapes")
+
+
+def test_several_values_change_as_one(user):
+    version = user.collected.labels[-1].content["version"]
+    assert user.set_parameters_together({"hazard_prompts": ["tyre"], "merge_classes": False}) == (True, "")
+    content = words_of(user, lambda content: hazards_of(content) == ["tyre"])
+    assert content["version"] == version + 1
+    successful, _ = user.set_parameters_together({"merge_classes": True, "hazard_prompts": ["car"]})
+    assert not successful and user.get_parameter("merge_classes") is False
+    assert user.set_parameter("merge_classes", True)[0]
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------------
+
+
+def good(user, **changes):
+    message = images.from_array(picture(48, 64), "rgb8", Header(frame_id="camera", stamp=user.now()))
+    for name, value in changes.items():
+        setattr(message, name, value)
+    return message
+
+
+BAD_IMAGES = {
+    "unknown encoding": ({"encoding": "rgb9"}, "encoding 'rgb9' is unknown"),
+    "depth": ({"encoding": "32FC1"}, "depth or float"),
+    "cut off": ({"height": 50}, "cut off"),
+    "no data": ({"data": b""}, "cut off"),
+    "no size": ({"height": 0, "width": 0}, "empty"),
+    "short step": ({"step": 100}, "step 100 is less than"),
+    "huge": ({"height": 2**31, "width": 2**31}, "sides must be"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_IMAGES)
+def test_a_bad_image_is_said_once_and_the_next_good_one_is_answered(running, user, name):
+    detector, _ = running
+    changes, reason = BAD_IMAGES[name]
+    for _ in range(3):
+        user.send_message(good(user, **changes))
+        time.sleep(0.05)
+        assert answered(user, picture(48, 64))
+    lines = [line for line in detector.log.splitlines() if "image rejected" in line and reason in line]
+    assert len(lines) == 1 and "Traceback" not in detector.log
+    shown = user.wait_for(lambda c: reason in c.diagnostics.get("vl4ad_detector: camera", {}).get("last rejected", ""))
+    assert shown, user.collected.diagnostics
+
+
+def test_an_image_without_stamp_is_answered_and_said(running, user):
+    detector, _ = running
+    user.send_message(images.from_array(picture(), "rgb8", Header(frame_id="camera")))
+    assert user.output("segmentation", (0, 0)) is not None
+    assert user.wait_for(lambda _: "header has no stamp" in detector.log, timeout=5)
+
+
+def test_a_camera_may_change_size_and_encoding_in_mid_stream(user):
+    for height, width, encoding in ((120, 160, "rgb8"), (200, 120, "bgr8"), (64, 640, "rgb8"), (120, 160, "mono8")):
+        values = picture(height, width)
+        message = answered(user, values[..., 0] if encoding == "mono8" else values, encoding=encoding)
+        assert (message.height, message.width) == (height, width)
+
+
+def test_a_topic_of_another_type_is_said():
+    with running_detector(client={"image_topic": "/elsewhere"}, connect=False) as (detector, user):
+        user.node.create_publisher(CompressedImage, "/image", 1)
+        said = user.wait_for(lambda _: "carries sensor_msgs/msg/CompressedImage" in detector.log, timeout=15)
+        assert said and "set image_transport to compressed" in detector.log
+
+
+# --- diagnostics ------------------------------------------------------------------------------------------------------------
+
+
+def test_diagnostics_tell_rates_latency_model_engine_and_words(user):
+    user.set_parameter("hazard_prompts", ["tyre"])
+    version = words_of(user, lambda content: hazards_of(content) == ["tyre"])["version"]
+    user.wait_for(lambda c: c.diagnostics.get("vl4ad_detector: detector", {}).get("vocabulary version") == str(version))
+    for _ in range(5):
+        answered(user, picture())
+    assert user.wait_for(lambda c: "Hz" in c.messages.get("vl4ad_detector: camera", (0, ""))[1], timeout=10)
+    node, camera = (user.collected.diagnostics[f"vl4ad_detector: {name}"] for name in ("detector", "camera"))
+    assert node["model"] == "tiny" and node["engine"] == "torch" and node["hazards"] == "tyre"
+    assert node["vocabulary version"] == str(version)
+    assert 0 < float(camera["latency p50 (ms)"]) <= float(camera["latency p99 (ms)"]) < 60_000
+    assert float(camera["output rate (Hz)"]) > 0 and int(camera["received"]) >= int(camera["published"]) > 0
+
+
+# --- other ways to run it ---------------------------------------------------------------------------------------------------
+
+
+def test_compressed_cameras_and_broken_jpegs():
+    stream = BytesIO()
+    PillowImage.fromarray(picture()).save(stream, "JPEG")
+    jpeg = stream.getvalue()
+    client = {"image_topic": "/left/image", "compressed": True, "camera": "left", "topics": ("segmentation",)}
+    right = {**client, "image_topic": "/right/image", "camera": "right", "node_name": "other"}
+    settings = {"image_transport": "compressed", "cameras": ["left", "right"]}
+    with running_detector(settings, client=client) as (detector, user), DetectorClient(domain=user.domain, **right) as other:
+        other.wait_until_connected()
+        for _ in range(3):
+            for side in (user, other):
+                for _ in range(10):
+                    message = CompressedImage(format="jpeg", data=jpeg, header=Header(frame_id="c", stamp=side.now()))
+                    output = side.output("segmentation", side.send_message(message), timeout=3.0)
+                    if output is not None:
+                        break
+                assert (output.height, output.width) == (120, 160) and output.header == message.header
+            user.send_message(CompressedImage(format="jpeg", data=jpeg[:-300], header=Header(stamp=user.now())))
+        assert user.wait_for(lambda _: detector.log.count("cut off (no end marker)") == 1, timeout=10)
+
+
+def test_a_best_effort_camera_is_heard_and_its_large_images_arrive():
+    client = {"reliable": False, "topics": ("segmentation", "anomaly_score"), "keep": 5}
+    with running_detector({"publish_resolution": "input"}, client=client) as (_, user):
+        large = np.tile(picture(), (6, 8, 1))
+        message = answered(user, large)
+        assert (message.height, message.width) == (720, 1280)
+
+
+def test_without_a_subscriber_nothing_is_computed():
+    with running_detector(client={"topics": ()}) as (_, user):
+        for _ in range(10):
+            user.send(picture())
+            time.sleep(0.05)
+        counts = user.wait_for(
+            lambda c: (
+                int(c.diagnostics.get("vl4ad_detector: camera", {}).get("skipped without subscriber", 0)) > 0
+                and c.diagnostics["vl4ad_detector: camera"]
+            )
+        )
+        assert counts and counts["published"] == "0"
+
+
+def test_the_rate_can_be_limited():
+    with running_detector({"max_rate": 4.0}, client={"topics": ("segmentation",)}) as (_, user):
+        answered(user, picture())
+        began, start = time.monotonic(), len(user.collected.outputs["segmentation"])
+        while time.monotonic() - began < 3.0:
+            user.send(picture())
+            time.sleep(0.03)
+        assert len(user.collected.outputs["segmentation"]) - start <= 4 * 3 + 2
+
+
+def test_json_of_labels_is_plain_json(user):
+    json.dumps(user.collected.labels[-1].content)
+    assert isinstance(Image(), Image)

@@ -1,0 +1,172 @@
+"""The detector under pressure: words changed at full rate, more images than it can take, signals at bad moments, many lives."""
+
+import signal
+import threading
+import time
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed")
+
+from ros_fixtures import SMALL, new_domain, picture, running_detector
+
+from vl4ad_ros.detector_client import DetectorClient, pixels
+from vl4ad_ros.detector_process import DetectorProcess
+
+
+class Camera(threading.Thread):
+    """Sends one image at a rate until it is told to stop; a context manager."""
+
+    def __init__(self, user, rgb, rate):
+        super().__init__(daemon=True)
+        self.user, self.rgb, self.period = user, rgb, 1 / rate
+        self.sent, self.stopping = [], threading.Event()
+
+    def run(self):
+        due = time.monotonic()
+        while not self.stopping.is_set():
+            self.sent.append(self.user.send(self.rgb))
+            due += self.period
+            self.stopping.wait(max(0.0, due - time.monotonic()))
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stopping.set()
+        self.join()
+
+
+def test_every_output_belongs_to_exactly_one_version_of_the_words():
+    from vl4ad_model.segmenter import Segmenter
+
+    rgb = picture(64, 96)
+    choices = [[], ["tyre|tire", "sofa", "lost cargo", "deer"], ["ladder"]]
+    reference = Segmenter.load("tiny", engine="torch", network_size=(64, 96), offline=True)
+    expected = []
+    for hazards in choices:
+        reference.vocabulary = reference.vocabulary.with_hazards(hazards)
+        expected.append(reference.segment(rgb))
+    # One of the maps tells any two apart, or this test could not fail.
+    for i, j in ((0, 1), (1, 2), (0, 2)):
+        assert np.abs(expected[i].anomaly - expected[j].anomaly).max() > 1e-2
+
+    with running_detector(client={"topics": ("segmentation", "anomaly_score")}) as (_, user):
+        with Camera(user, rgb, 30) as camera:
+            for index in (1, 2, 0, 1):
+                time.sleep(1.0)
+                assert user.set_parameter("hazard_prompts", choices[index])[0]
+            time.sleep(1.5)
+        # What is under way arrives; every frame that was answered was answered on both topics.
+        user.wait_for(lambda c: set(c.outputs["segmentation"]) == set(c.outputs["anomaly_score"]), timeout=5)
+        outputs = user.collected.outputs
+        stamps = sorted(outputs["segmentation"])
+        assert stamps == sorted(outputs["anomaly_score"]) and set(stamps) <= set(camera.sent)
+        announced = [labels.content for labels in user.collected.labels]
+    assert [content["version"] for content in announced] == list(range(1, len(announced) + 1)) and len(announced) == 5
+    hazards_of = [tuple(entry["prompt"] for entry in content["classes"] if entry["kind"] == "hazard") for content in announced]
+    after = [content["after"][""] for content in announced]
+    starts = [(stamp["sec"], stamp["nanosec"]) if stamp else (0, 0) for stamp in after]
+    assert starts == sorted(starts)
+    seen = set()
+    for stamp in stamps:
+        version = max(index for index, start in enumerate(starts) if stamp > start)
+        truth = expected[choices.index(list(hazards_of[version]))]
+        assert np.allclose(pixels(outputs["anomaly_score"][stamp].message), truth.anomaly, atol=1e-4), (stamp, version)
+        assert (pixels(outputs["segmentation"][stamp].message) == truth.labels).mean() > 0.999
+        seen.add(version)
+    assert seen == set(range(5))
+    # A change costs no frame: the longest silence near one is no longer than what happens anyway, give or take the machine.
+    times = np.array([stamp[0] + stamp[1] * 1e-9 for stamp in stamps])
+    gaps = np.diff(times)
+    at_changes = [gaps[max(0, i - 2) : i + 2].max() for i in np.searchsorted(times, [s[0] + s[1] * 1e-9 for s in starts[1:]])]
+    assert np.median(at_changes) < 5 * np.median(gaps) + 0.3
+
+
+def test_more_images_than_it_can_take_cost_neither_memory_nor_age():
+    rgb = picture(480, 640)
+    client = {"topics": ("segmentation",), "keep": 200}
+    with running_detector({"network_size": [256, 352]}, client=client) as (detector, user), Camera(user, rgb, 60) as camera:
+        assert user.wait_for(lambda c: len(c.outputs["segmentation"]) >= 5, timeout=60)
+        early = detector.memory_mb()
+        start = len(user.collected.outputs["segmentation"])
+        assert user.wait_for(lambda c: len(c.outputs["segmentation"]) >= start + 25, timeout=120)
+        late = detector.memory_mb()
+        camera.stopping.set()
+        received = [(stamp, entry.when) for stamp, entry in user.collected.outputs["segmentation"].items()]
+        user.wait_for(lambda c: int(c.diagnostics["vl4ad_detector: camera"]["dropped (newer image came first)"]) > 0, timeout=5)
+        counts = user.collected.diagnostics["vl4ad_detector: camera"]
+        sent = len(camera.sent)
+    assert late - early < 30, f"{early:.0f} MB became {late:.0f} MB"
+    # From one output to the next is a network time; an image waits for one at most, and takes one.
+    whens = np.array([when for _, when in received])
+    ages = whens - [stamp[0] + stamp[1] * 1e-9 for stamp, _ in received]
+    network = np.diff(whens)
+    assert np.median(ages[1:] / network) <= 2 and np.mean(ages[1:] <= 2 * network + 0.25) > 0.9
+    dropped, published, arrived = (int(counts[key]) for key in ("dropped (newer image came first)", "published", "received"))
+    assert dropped > published > 0 and dropped + published <= arrived <= sent
+    assert arrived - dropped - published <= 2
+
+
+def said_of(detector):
+    return f"status {detector.process.returncode}: {detector.log}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("delay", [0.1, 1.5])
+def test_a_signal_while_the_model_is_loaded_ends_it_within_two_seconds(number, delay):
+    with DetectorProcess({}, domain=new_domain()) as detector:
+        detector.wait_until_said("loading model", timeout=60)
+        time.sleep(delay)
+        assert detector.stop(number) < 2.0, said_of(detector)
+        assert detector.process.returncode == 0 and "Traceback" not in detector.log, said_of(detector)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_in_the_middle_of_a_frame_ends_it_within_two_seconds(number):
+    # A network that takes seconds: the end must not wait for it.
+    with running_detector({"network_size": [768, 1280]}, client={"topics": ("segmentation",)}) as (detector, user):
+        with Camera(user, picture(), 10):
+            assert user.wait_for(lambda c: len(c.outputs["segmentation"]) >= 1, timeout=120)
+            time.sleep(0.3)
+            assert detector.stop(number) < 2.0, said_of(detector)
+        assert detector.process.returncode == 0 and "Traceback" not in detector.log, said_of(detector)
+
+
+@pytest.mark.slow
+def test_twenty_lives_leak_nothing():
+    domain = new_domain()
+    settings, client = {**SMALL, "autostart": False}, {"topics": ("segmentation",)}
+    with DetectorProcess(settings, domain=domain) as detector, DetectorClient(domain=domain, **client) as user:
+        memory = []
+        for life in range(20):
+            assert user.state() == "unconfigured"
+            assert user.change_state("configure") and user.change_state("activate") and user.state() == "active"
+            if life % 5 == 0:
+                user.wait_until_connected()
+                assert any(user.output("segmentation", user.send(picture()), timeout=3) for _ in range(20)), detector.log
+            assert user.change_state("deactivate") and user.state() == "inactive"
+            assert user.change_state("cleanup")
+            memory.append(detector.memory_mb())
+    assert max(memory[-5:]) - max(memory[3:8]) < 15, memory
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"model": "fcclip-r51"}, "no model 'fcclip-r51'"),
+        ({"hazard_prompts": ["car"]}, "already belongs to class 'car'"),
+        ({"engine": "fastest"}, "engine 'fastest' is unknown"),
+        ({"cameras": ["front left"]}, "is no ROS name"),
+        ({"network_size": [100, 100]}, "multiples of 32"),
+        ({"anomaly_threshold": 1e9}, "anomaly_threshold"),
+        ({"image_transport": "theora"}, "raw, compressed"),
+        ({"model": 5}, "model"),
+    ],
+)
+def test_a_bad_start_is_one_line_and_status_2(settings, reason):
+    with DetectorProcess({**SMALL, **settings}, domain=new_domain()) as detector:
+        assert detector.process.wait(timeout=60) == 2
+        assert reason in detector.log and "Traceback" not in detector.log, detector.log

@@ -1,0 +1,133 @@
+"""The detector as a process of its own, for programs that need one: the demo, the benchmark, the replay, the tests."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vl4ad_model.errors import Vl4adError
+from vl4ad_ros import transport
+
+READY = " is active, listening to "
+"""What the node logs once images can come."""
+
+
+class DetectorProcessError(Vl4adError):
+    """The detector did not start, or ended by itself; the message has its last words."""
+
+
+def own_domain() -> int:
+    """A ROS domain for processes that shall not meet others: the environment's, or one of 1..101 by chance."""
+    chosen = os.environ.get("ROS_DOMAIN_ID")
+    return int(chosen) if chosen else random.SystemRandom().randint(1, 101)
+
+
+class DetectorProcess:
+    """Starts the node; a context manager that ends it.
+
+    Args:
+        settings: parameters of the node.
+        domain: ROS_DOMAIN_ID.
+        arguments: more ROS arguments, for example ["-r", "image:=/camera/image"].
+        environment: variables beside those of this process.
+        log: file for its output; None = a temporary one.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any] | None = None,
+        *,
+        domain: int,
+        arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        log: Path | None = None,
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="vl4ad-")
+        self.log_file = log or Path(self._folder.name) / "detector.log"
+        command = [sys.executable, "-m", "vl4ad_ros.detector_node", "--ros-args"]
+        if settings:
+            file = Path(self._folder.name) / "parameters.yaml"
+            file.write_text(yaml.safe_dump({"/**": {"ros__parameters": dict(settings)}}, allow_unicode=True))
+            command += ["--params-file", str(file)]
+        variables = {**os.environ, "ROS_DOMAIN_ID": str(domain), "PYTHONUNBUFFERED": "1", **(environment or {})}
+        variables.update(transport.large_image_environment(variables))
+        # Run from a source tree the child needs its path as well.
+        variables["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[1]), variables.get("PYTHONPATH", "")])
+        with open(self.log_file, "wb") as stream:
+            self.process = subprocess.Popen(
+                [*command, *arguments],
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=variables,
+                start_new_session=True,  # a Ctrl-C in the terminal is ours to pass on
+            )
+
+    @property
+    def log(self) -> str:
+        """What it said so far."""
+        return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
+
+    def wait_until_said(self, text: str, timeout: float) -> None:
+        """Wait for a text in its log.
+
+        Raises:
+            DetectorProcessError: it ended, or the time is over.
+        """
+        deadline = time.monotonic() + timeout
+        while text not in self.log:
+            if self.process.poll() is not None and text not in self.log:
+                raise DetectorProcessError(f"the detector ended with status {self.process.returncode}: {self._last_words()}")
+            if time.monotonic() > deadline:
+                raise DetectorProcessError(f"the detector did not say '{text}' within {timeout:.0f} s: {self._last_words()}")
+            time.sleep(0.05)
+
+    def wait_until_active(self, timeout: float = 180.0) -> None:
+        """Wait until images can come.
+
+        Raises:
+            DetectorProcessError: it ended, or the time is over.
+        """
+        self.wait_until_said(READY, timeout)
+
+    def _last_words(self) -> str:
+        return " / ".join(self.log.strip().splitlines()[-3:]) or "it said nothing"
+
+    def stop(self, number: int = signal.SIGINT, timeout: float = 10.0) -> float:
+        """Ask it to end, and make it if it does not.
+
+        Returns:
+            seconds until it had ended.
+        """
+        began = time.monotonic()
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+            try:
+                self.process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        return time.monotonic() - began
+
+    def memory_mb(self) -> float:
+        """Resident memory (Linux)."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) / 1024
+        return float("nan")
+
+    def __enter__(self) -> DetectorProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+        self._folder.cleanup()

@@ -77,6 +77,14 @@ def test_the_large_released_decoder_has_exactly_the_networks_keys():
     assert {key: tuple(value.shape) for key, value in renamed.items()} == own
 
 
+def test_a_wrapped_network_and_open_clips_older_files_load(released):
+    wrapped = checkpoint.network_keys({f"module.{key}": value for key, value in decoder_part(released).items()})
+    assert set(wrapped) == set(checkpoint.network_keys(decoder_part(released)))
+    older = clip_part(released) | {"attn_mask": torch.zeros(77, 77), "logit_scale": torch.full((1,), 4.7)}
+    keys = checkpoint.clip_keys(older)
+    assert "clip.model.attn_mask" not in keys and keys["clip.model.logit_scale"].shape == ()
+
+
 @pytest.fixture()
 def small():
     """A network of the smallest size and its state."""
@@ -149,6 +157,24 @@ def test_a_damaged_folder_is_refused(tmp_path, small, damage, message):
     damage(tmp_path / "mine")
     with pytest.raises(CheckpointError, match=message):
         registry.locate(tmp_path / "mine")
+
+
+def test_fetching_again_never_blesses_a_file_that_was_changed(cache, released):
+    """The list of checksums grows by what was downloaded; what was there before is held against its own line."""
+    folder = cache / "fcclip-r50"
+    folder.mkdir(parents=True)
+    for name, tensors in (("clip.safetensors", clip_part(released)), ("decoder.safetensors", decoder_part(released))):
+        save_file({key: tensors[key] for key in list(tensors)[:2]}, folder / name)
+    assert registry.fetch(registry.MODELS["fcclip-r50"], offline=True) == folder
+    listed = registry.verify_folder(folder)
+    assert sorted(listed) == ["clip.safetensors", "decoder.safetensors"]
+    (folder / "decoder.safetensors").write_bytes(b"something else")
+    for again in (lambda: registry.fetch(registry.MODELS["fcclip-r50"], offline=True), lambda: registry.locate("fcclip-r50")):
+        with pytest.raises(CheckpointError, match="wrong sha256"):
+            again()
+    registry.write_checksums(folder, listed)
+    with pytest.raises(CheckpointError, match="wrong sha256"):
+        registry.verify_folder(folder)
 
 
 def test_a_truncated_safetensors_file_is_called_damaged(tmp_path, small):
@@ -278,6 +304,26 @@ def test_a_model_without_files_says_that_its_results_mean_nothing(tmp_path):
     assert "UNTRAINED" in files.notice
     one, two = (registry.build_network(files)[0].state_dict() for _ in range(2))
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", '{"clip_model": "RN50", "channels": "wide"}', "describes no network that can be built"),
+        ("config.json", '{"clip_model": "RN50", "channels": 96, "encoder_heads": 7}', "96.* must be a multiple of heads"),
+        ("config.json", '{"clip_model": "no such model"}', "knows no model 'no such model'"),
+        ("config.json", "[1]", "must hold one JSON object"),
+        ("open_clip_config.json", "{", "not readable JSON"),
+        ("open_clip_config.json", "[]", "must hold one JSON object"),
+        ("SHA256SUMS", b"\xff\xfe", "SHA256SUMS cannot be read"),
+    ],
+)
+def test_a_folder_that_describes_nothing_is_one_clear_line(tmp_path, name, content, message):
+    (tmp_path / "config.json").write_text('{"clip_model": "RN50"}')
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(CheckpointError, match=message) as caught:
+        registry.build_network(registry.locate(tmp_path))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_config_with_a_typo_names_it():

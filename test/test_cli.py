@@ -1,13 +1,18 @@
 """The `vl4ad` command as a person meets it: real processes, real files, one clear line for every mistake."""
 
+import json
 import os
+import struct
 import subprocess
 import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from vl4ad_model import image_files
 
 
 def vl4ad(*arguments, cwd, **environment):
@@ -29,6 +34,24 @@ def test_help_answers_at_once(tmp_path):
         assert name in shown
 
 
+def test_colour_files_of_every_kind_come_out_upright_rgb(tmp_path, street):
+    picture = Image.fromarray(street)
+    rotated = Image.Exif()
+    rotated[274] = 6  # the camera lay on its side
+    files = {
+        "plain.png": {}, "alpha.png": {}, "palette.png": {}, "turned.jpg": {"exif": rotated, "quality": 100, "subsampling": 0},
+        "lossless.webp": {"lossless": True}, "print.jpg": {}, "film.gif": {},
+    }  # fmt: skip
+    kinds = {"alpha.png": "RGBA", "palette.png": "P", "film.gif": "P", "print.jpg": "CMYK"}
+    for name, options in files.items():
+        picture.convert(kinds.get(name, "RGB")).save(tmp_path / name, **options)
+        rgb = image_files.read_rgb(tmp_path / name)
+        expected = np.rot90(street, -1) if name == "turned.jpg" else street
+        assert rgb.dtype == np.uint8 and rgb.shape == expected.shape, name
+        exact = name in ("plain.png", "alpha.png", "lossless.webp")
+        assert np.abs(rgb.astype(int) - expected).mean() <= (0 if exact else 30), name
+
+
 def _seconds(action):
     start = time.monotonic()
     action()
@@ -37,14 +60,33 @@ def _seconds(action):
 
 def test_segment_writes_labels_scores_and_overlay(tmp_path, street):
     Image.fromarray(street).save(tmp_path / "street.png")
-    done = vl4ad("segment", "street.png", "--hazard", "tyre|tire", "--out", "out", cwd=tmp_path)
+    (tmp_path / "words.yaml").write_text("classes: [{name: ground, concepts: [road, floor]}, thing]\nhazards: [sofa]")
+    done = vl4ad(
+        "segment", "street.png", "street.png", "--vocabulary", "words.yaml", "--hazard", "tyre|tire", "--out", "out", "--legend",
+        "--network-size", "192x320", "--json", "numbers.json", cwd=tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    (numbers,) = json.loads((tmp_path / "numbers.json").read_text())
+    assert set(numbers["shares"]) <= {"ground", "thing", "sofa", "tyre"} and abs(sum(numbers["shares"].values()) - 1) < 1e-9
     labels = np.asarray(Image.open(tmp_path / "out/street_labels.png"))
     scores = np.load(tmp_path / "out/street_anomaly.npy")
     overlay = np.asarray(Image.open(tmp_path / "out/street_overlay.png"))
-    assert labels.shape == scores.shape == overlay.shape[:2] == street.shape[:2]
-    assert labels.dtype == np.uint8 and labels.max() <= 19 and scores.dtype == np.float32
+    assert labels.shape == scores.shape == street.shape[:2]
+    assert overlay.shape[1] == street.shape[1] and overlay.shape[0] > street.shape[0]  # the legend hangs below
+    assert labels.dtype == np.uint8 and labels.max() <= 3 and scores.dtype == np.float32
+    assert numbers["anomaly"]["max"] == scores.max()
     assert "tiny" in done.stderr and "anomaly max" in done.stdout
+
+
+def deep_colour_png() -> bytes:
+    """64x64 RGB with 16 bit per channel, which Pillow reads but does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + bytes(64 * 6) for _ in range(64))
+    header = struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 BAD_IMAGES = {
@@ -53,6 +95,9 @@ BAD_IMAGES = {
     "grey.png": (np.zeros((64, 64), np.uint8), "one 8-bit channel"),
     "deep.png": (np.zeros((64, 64), np.uint16), "more than 8 bit"),
     "strip.png": (np.zeros((2, 40000, 3), np.uint8), "40000x2"),
+    "deep_colour.png": (deep_colour_png(), "16 bit per channel"),
+    "deep_colour.ppm": (b"P6\n64 64\n65535\n" + bytes(64 * 64 * 6), "16 bit per channel"),
+    "nothing.ppm": (b"P6\n0 0\n255\n", "is not an image"),
 }
 
 
@@ -85,6 +130,10 @@ def test_a_bad_image_is_one_line_status_2_and_nothing_written(tmp_path, street, 
         (["--hazard", "car"], "'car' already belongs to class 'car'"),
         (["--vocabulary", "none.yaml"], "cannot be read"),
         (["--vocabulary", "latin.yaml"], "not UTF-8"),
+        (["--vocabulary", "empty.yaml"], "needs a list 'classes'"),
+        (["--vocabulary", "many.yaml"], "at most 255"),
+        (["--network-size", "big"], "'big' is no size"),
+        (["folder/good.png"], "would be written under the same name"),
         (["--classifier", "best"], "classifier 'best' is unknown"),
         (["--engine", "fastest"], "engine 'fastest' is unknown"),
         (["--device", "cuda:77"], "cuda"),
@@ -92,7 +141,11 @@ def test_a_bad_image_is_one_line_status_2_and_nothing_written(tmp_path, street, 
 )
 def test_a_mistaken_option_is_one_line_and_status_2(tmp_path, street, arguments, message):
     Image.fromarray(street).save(tmp_path / "good.png")
+    (tmp_path / "folder").mkdir()
+    Image.fromarray(street).save(tmp_path / "folder/good.png")
     (tmp_path / "latin.yaml").write_bytes("classes: [{name: café}]".encode("latin-1"))
+    (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "many.yaml").write_text("classes:\n" + "".join(f"- class {i}\n" for i in range(300)))
     done = vl4ad("segment", "good.png", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr and done.stderr.count("\n") <= 1 and "Traceback" not in done.stderr

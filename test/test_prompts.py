@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from vl4ad_model.errors import VocabularyError
-from vl4ad_model.network.clip import tokenizer
+from vl4ad_model.network.clip import FrozenClip, build_open_clip, tokenizer
+from vl4ad_model.network.deterministic import fill_deterministically
 from vl4ad_model.prompts import PROMPT_TEMPLATES, TextEncoder, average_templates
 
 
@@ -70,6 +71,19 @@ def test_other_weights_never_share_a_cache(tmp_path):
     other = make(tmp_path, key="other weights")
     other.encode_concepts(["sofa"])
     assert other.encoded_concepts == 1
+
+
+def test_the_same_weights_under_another_activation_are_another_text_tower():
+    small = {"embed_dim": 8, "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32}}
+    text = {"context_length": 8, "vocab_size": 100, "width": 16, "heads": 2, "layers": 1}
+
+    def key(**changes):
+        tower = FrozenClip(build_open_clip("small", {**small, "text_cfg": {**text, **changes.pop("text", {})}, **changes}))
+        fill_deterministically(tower)
+        return tower.text_weights_key()
+
+    keys = [key(), key(quick_gelu=True), key(text={"heads": 4})]
+    assert len(set(keys)) == 3 and key() == keys[0]
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning_and_nothing_else(tmp_path, caplog):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from vl4ad_model import scoring, scoring_reference
+from vl4ad_model.network.mask_decoder import pool_over_masks
 from vl4ad_model.network.proposals import MaskProposals
 from vl4ad_model.scoring import Scorer, prepare_classifier, query_class_probabilities
 from vl4ad_model.vocabulary import Hazard, Vocabulary, VocabularyClass
@@ -226,6 +227,13 @@ def test_one_classifier_never_becomes_nan_in_half_precision():
     probabilities = query_class_probabilities(prepared, embeddings, embeddings * torch.nan, valid * False)
     assert probabilities.isfinite().all()
     assert query_class_probabilities(prepared, embeddings, -embeddings, valid).isfinite().all()
+
+
+def test_pooling_over_masks_holds_in_half_precision():
+    """Half precision counts no further than 65504 and knows no 1e-8: big masks and empty ones must still have a mean."""
+    features = torch.full((1, 2, 300, 300), 3.0, dtype=torch.half)
+    masks = torch.stack((torch.ones(300, 300), -torch.ones(300, 300)))[None].half()
+    assert torch.equal(pool_over_masks(features, masks), torch.tensor([[[3.0, 3.0], [0.0, 0.0]]]).half())
 
 
 def test_the_score_is_not_clipped():

@@ -1,11 +1,15 @@
 """The Segmenter: images in, maps out, words changed at any time without half measures."""
 
+import dataclasses
 import threading
 
 import numpy as np
 import pytest
+import torch
 
-from vl4ad_model.errors import ImageError, VocabularyError
+from vl4ad_model import registry
+from vl4ad_model.errors import EngineError, ImageError, Vl4adError, VocabularyError
+from vl4ad_model.network.clip import tokenizer
 from vl4ad_model.segmenter import fit_image, fit_inside
 from vl4ad_model.vocabulary import Vocabulary
 
@@ -104,6 +108,71 @@ def test_every_classifier_and_merging_runs(segmenter, street):
 def test_what_is_no_image_is_said_to_be_none(segmenter, image, message):
     with pytest.raises(ImageError, match=message):
         segmenter.segment(image)
+
+
+def test_several_threads_may_segment_at_once(segmenter, street):
+    images = [np.roll(street, shift, axis=1) for shift in (0, 40, 90, 200)]
+    alone = [segmenter.segment(image) for image in images]
+    together: dict[int, object] = {}
+    threads = [threading.Thread(target=lambda i=i: together.update({i: segmenter.segment(images[i])})) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, expected in enumerate(alone):
+        assert np.array_equal(together[index].labels, expected.labels)
+        assert np.array_equal(together[index].anomaly, expected.anomaly)
+
+
+@pytest.mark.parametrize("size", ["inputs", (10,), (0, 10), (10, 10**6), None, ("a", "b")])
+def test_an_output_size_that_is_none_is_refused(segmenter, street, size):
+    with pytest.raises(Vl4adError, match="output_size"):
+        segmenter.segment(street, output_size=size)
+
+
+class BrokenEngine:
+    """The engine of a segmenter with its proposals spoilt."""
+
+    def __init__(self, engine, spoil):
+        self._engine, self._spoil = engine, spoil
+
+    def __getattr__(self, name):
+        return getattr(self._engine, name)
+
+    def propose(self, *arguments):
+        return self._spoil(self._engine.propose(*arguments))
+
+
+def run_out_of_memory(_):
+    raise RuntimeError("[enforce fail at alloc_cpu.cpp:125] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: dataclasses.replace(p, query_embeddings=p.query_embeddings * torch.nan), "gave scores that are no numbers"),
+        (lambda p: dataclasses.replace(p, mask_logits=p.mask_logits + torch.nan), "gave scores that are no numbers"),
+        (run_out_of_memory, "not enough memory for 1 image.* set a smaller network size"),
+    ],
+)
+def test_what_an_engine_cannot_do_is_an_error_and_never_a_map(segmenter, street, monkeypatch, spoil, message):
+    monkeypatch.setattr(segmenter, "_engine", BrokenEngine(segmenter._engine, spoil))
+    with pytest.raises(EngineError, match=message):
+        segmenter.segment(street)
+
+
+def test_the_text_tower_stays_as_it_is_wherever_images_run():
+    """Embeddings are cached under the weights alone, so a GPU or half precision must not change them."""
+    network, config = registry.build_network(registry.locate("tiny"))
+    tokens = tokenizer(config.clip_model, config.clip_config)[0](["a photo of a tyre."])
+    with torch.inference_mode():
+        before, key = network.clip.encode_text(tokens), network.clip.text_weights_key()
+        network.place_image_side("meta", torch.float16)
+        assert torch.equal(network.clip.encode_text(tokens), before) and network.clip.text_weights_key() == key
+    moved = {
+        (p.device.type, p.dtype) for k, p in network.named_parameters() if k.startswith(("clip.model.visual", "pixel", "mask"))
+    }
+    assert moved == {("meta", torch.float16)}
 
 
 def test_one_resize_rule_keeps_the_shape_and_pads_below_and_right():

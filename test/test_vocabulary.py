@@ -100,6 +100,12 @@ def test_words_of_any_language_are_welcome():
             "class 'b': 'X' already belongs to class 'a'",
         ),
         (b"classes: [{concepts: [x]}]", "class 1: name is NoneType"),
+        (b"classes: [road]\nclasses: [car]", "has 'classes' twice in one mapping, line 1"),
+        (b"classes: [{name: road, concepts: [road], concepts: [street]}]", "has 'concepts' twice"),
+        (b"classes: [{name: 2001-99-99}]", "not usable YAML: month must be in 1..12"),
+        (b"[" * 5000, "not usable YAML: maximum recursion"),
+        (b'classes: ["a\x00b"]', "not YAML: unacceptable character #x0000"),
+        (b"name: [a]\nclasses: [road]", "name is list, not a string"),
     ],
 )
 def test_a_bad_file_is_refused_and_the_entry_named(tmp_path, content, reason):
@@ -107,7 +113,7 @@ def test_a_bad_file_is_refused_and_the_entry_named(tmp_path, content, reason):
     path.write_bytes(content)
     with pytest.raises(VocabularyError) as caught:
         Vocabulary.from_yaml(path)
-    assert reason in str(caught.value)
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_three_hundred_classes_do_not_fit_into_eight_bits(tmp_path):

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vl4ad_model.errors import Vl4adError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vl4ad_model.segmenter import Segmentation
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -80,56 +85,103 @@ def segment(
     images: Images,
     model: Model = "tiny",
     hazard: Hazards = None,
-    vocabulary: Annotated[Path | None, typer.Option(help="YAML file with the known classes.")] = None,
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="YAML file with the known classes; its hazards stay, --hazard adds to them.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("vl4ad_out"),
     classifier: Annotated[str | None, typer.Option(help="in_vocabulary, out_of_vocabulary or ensemble.")] = None,
     merge: Annotated[bool, typer.Option(help="Score classes of one superclass as one.")] = True,
+    network_size: Annotated[
+        str | None, typer.Option(metavar="HxW", help="Fit images into this size, multiples of 32, such as 512x1024.")
+    ] = None,
+    legend: Annotated[bool, typer.Option("--legend", help="Add what the colours mean below the overlay.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, torch, onnx, openvino or tensorrt.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
     offline: Annotated[bool, typer.Option(help="Never download.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there.")] = None,
 ) -> None:
     """Segment images: a label PNG, a score .npy and an overlay for each."""
+    import json
+
     from rich.console import Console
 
     from vl4ad_model import image_files, visualization
     from vl4ad_model.segmenter import Segmenter
+    from vl4ad_model.vocabulary import Vocabulary
 
-    # Every image is read before anything is written, so that a bad name among many leaves no half-done folder.
-    pictures = [(path, image_files.read_rgb(path)) for path in images]
+    size = _size(network_size)
+    words = Vocabulary.from_yaml(vocabulary) if vocabulary else Vocabulary.cityscapes()
+    if hazard:
+        words = words.with_hazards([*(known.prompt for known in words.hazards), *hazard])
+    pictures = _pictures(images)
     segmenter = Segmenter.load(
         model,
         device=device,
         engine=engine,
         precision=precision,
-        vocabulary=vocabulary,
+        network_size=size,
+        vocabulary=words,
         classifier=classifier,
         merge_classes=merge,
         offline=offline,
     )
-    if hazard:
-        segmenter.vocabulary = segmenter.vocabulary.with_hazards(hazard)
-    console = Console(stderr=True)
-    console.print(f"{segmenter.notice} [dim]({segmenter.engine_name}: {segmenter.engine_reason})[/dim]", highlight=False)
+    Console(stderr=True).print(
+        f"{segmenter.notice} [dim]({segmenter.engine_name}: {segmenter.engine_reason})[/dim]", highlight=False, soft_wrap=True
+    )
+    numbers = []
     for path, rgb in pictures:
         result = segmenter.segment(rgb)
-        stem = out / path.stem
-        image_files.write_labels(stem.with_name(f"{path.stem}_labels.png"), result.labels)
-        image_files.write_scores(stem.with_name(f"{path.stem}_anomaly.npy"), result.anomaly)
-        image_files.write_rgb(stem.with_name(f"{path.stem}_overlay.png"), visualization.overlay(rgb, result))
-        named = result.vocabulary.names
-        ids, counts = _frequent(result.labels)
-        shares = ", ".join(f"{named[i]} {count / result.labels.size:.0%}" for i, count in zip(ids, counts, strict=True))
-        print(f"{path}: {shares}; anomaly max {result.anomaly.max():.2f}, mean {result.anomaly.mean():.2f}")
+        picture = visualization.overlay(rgb, result)
+        image_files.write_labels(out / f"{path.stem}_labels.png", result.labels)
+        image_files.write_scores(out / f"{path.stem}_anomaly.npy", result.anomaly)
+        image_files.write_rgb(out / f"{path.stem}_overlay.png", visualization.with_legend(picture, result) if legend else picture)
+        shares = _shares(result)
+        score = {"max": float(result.anomaly.max()), "mean": float(result.anomaly.mean())}
+        numbers.append({"image": str(path), "shares": shares, "anomaly": score})
+        frequent = ", ".join(f"{name} {share:.0%}" for name, share in list(shares.items())[:4])
+        print(f"{path}: {frequent}; anomaly max {score['max']:.2f}, mean {score['mean']:.2f}")
+    if json_file:
+        image_files.write_bytes(json_file, json.dumps(numbers, indent=1).encode())
     print(f"wrote labels, scores and overlays to {out}")
 
 
-def _frequent(labels) -> tuple[list[int], list[int]]:
+def _size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise Vl4adError(f"'{text}' is no size: give HEIGHTxWIDTH, for example 512x1024")
+    return int(parts[0]), int(parts[1])
+
+
+def _pictures(paths: list[Path]) -> Iterator[tuple[Path, np.ndarray]]:
+    """Every image once, in order. All are read before the first is returned, so that a bad one among many leaves no half-done
+    folder; those that do not fit into memory are read again when their turn comes."""
+    from vl4ad_model.image_files import read_rgb
+
+    by_stem: dict[str, Path] = {}
+    for path in dict.fromkeys(paths):
+        other = by_stem.setdefault(path.stem, path)
+        if other != path:
+            raise Vl4adError(f"{other} and {path} would be written under the same name: give each its own --out")
+    kept: dict[Path, np.ndarray] = {}
+    room = 512 << 20
+    for path in by_stem.values():
+        rgb = read_rgb(path)
+        if rgb.nbytes <= room:
+            kept[path] = rgb
+            room -= rgb.nbytes
+    return ((path, kept.pop(path) if path in kept else read_rgb(path)) for path in by_stem.values())
+
+
+def _shares(result: Segmentation) -> dict[str, float]:
+    """Name -> share of the pixels, largest first, without those that are not there."""
     import numpy as np
 
-    counts = np.bincount(labels.ravel(), minlength=256)[:255]
-    order = [int(i) for i in np.argsort(-counts)[:4] if counts[i]]
-    return order, [int(counts[i]) for i in order]
+    counts = np.bincount(result.labels.ravel(), minlength=256)
+    order = sorted((i for i in range(len(result.vocabulary.names)) if counts[i]), key=lambda i: -counts[i])
+    return {result.vocabulary.names[i]: int(counts[i]) / result.labels.size for i in order}
 
 
 models_app = typer.Typer(no_args_is_help=True)
@@ -204,6 +256,13 @@ def run(action: Callable[[], Any]) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         return 0
+    except OSError as error:  # no room, no permission, no such folder
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"vl4ad: {where}{error.strerror or error}", file=sys.stderr)
+        return USER_ERROR
+    except MemoryError:
+        print("vl4ad: not enough memory: try smaller images or a smaller model", file=sys.stderr)
+        return USER_ERROR
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     except ModuleNotFoundError as error:

@@ -6,10 +6,14 @@ import io
 import os
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vl4ad_model.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 MIN_SIDE, MAX_SIDE, MAX_ASPECT = 16, 16384, 20
 
@@ -42,6 +46,13 @@ def check_rgb(rgb: np.ndarray, what: str = "image") -> np.ndarray:
     return np.ascontiguousarray(rgb)
 
 
+def _is_16_bit(image: Image.Image) -> bool:
+    """Whether a colour file has 16 bit per channel: Pillow opens it as 8-bit RGB and silently drops the lower half."""
+    layouts = [tile[3] for tile in getattr(image, "tile", ())]
+    arguments = [part for layout in layouts for part in (layout if isinstance(layout, tuple) else (layout,))]
+    return any(";16" in part if isinstance(part, str) else isinstance(part, int) and part == 65535 for part in arguments)
+
+
 def read_rgb(path: str | Path) -> np.ndarray:
     """Read an 8-bit colour image (PNG, JPEG, WebP, ...), turned upright by its EXIF orientation.
 
@@ -61,6 +72,8 @@ def read_rgb(path: str | Path) -> np.ndarray:
             if image.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
                 kind = {"L": "one 8-bit channel", "1": "one bit", "LA": "grey and alpha"}.get(image.mode, "more than 8 bit")
                 raise ImageError(f"{path} has {kind} per pixel (mode {image.mode}): an 8-bit colour image is needed")
+            if _is_16_bit(image):
+                raise ImageError(f"{path} has 16 bit per channel: an 8-bit colour image is needed")
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError:
         raise ImageError(f"no image at {path}") from None

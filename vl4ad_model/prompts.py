@@ -176,9 +176,13 @@ class TextEncoder:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(_MAGIC + check + payload)
-            os.replace(name, path)
+            try:
+                with os.fdopen(handle, "wb") as stream:
+                    stream.write(_MAGIC + check + payload)
+                os.replace(name, path)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
         except OSError as error:
             log.warning("text embeddings are not cached on disk: %s", error)
             self._folder = None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
     from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
 
 CHECKSUMS = "SHA256SUMS"
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_PARTIAL = ".download"  # inside a model's folder: broken downloads, which resume
 _EMBEDDED = Path(__file__).parent / "models"
 
 
@@ -142,18 +147,10 @@ def locate(name_or_folder: str | Path, *, offline: bool = False) -> ModelFiles:
 
 
 def _from_folder(folder: Path, name: str, *, notice: str) -> ModelFiles:
-    config_file = folder / "config.json"
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} has no config.json") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{config_file} is not readable JSON ({error})") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{config_file} must hold one JSON object")
+    config = _read_object(folder / "config.json")
     clip_config = folder / "open_clip_config.json"
     if clip_config.is_file() and config.get("clip_config") is None:
-        values = json.loads(clip_config.read_text(encoding="utf-8"))
+        values = _read_object(clip_config)
         config["clip_config"] = values.get("model_cfg", values)
     verify_folder(folder)
     decoders = [folder / "decoder.safetensors", *sorted(folder.glob("*.pth"))]
@@ -162,6 +159,32 @@ def _from_folder(folder: Path, name: str, *, notice: str) -> ModelFiles:
     if decoder is None or not clip.is_file():
         notice = f"{notice}; UNTRAINED: deterministic weights stand in for missing files, results mean nothing"
     return ModelFiles(name, config, decoder, clip if clip.is_file() else None, notice)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """A JSON file that holds one object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no {path.name}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold one JSON object")
+    return content
+
+
+def _listed_checksums(folder: Path) -> dict[str, str]:
+    """File name -> digest of the folder's SHA256SUMS; empty where there is none."""
+    listing = folder / CHECKSUMS
+    if not listing.is_file():
+        return {}
+    try:
+        lines = listing.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{listing} cannot be read ({error}): fetch the model again") from None
+    pairs = [line.strip().partition("  ") for line in lines]
+    return {name: digest for digest, _, name in pairs if name}
 
 
 def verify_folder(folder: Path) -> dict[str, str]:
@@ -175,30 +198,28 @@ def verify_folder(folder: Path) -> dict[str, str]:
     """
     from vl4ad_model.network.checkpoint import sha256_of
 
-    listing = folder / CHECKSUMS
-    if not listing.is_file():
-        return {}
-    digests = {}
-    for line in listing.read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.strip().partition("  ")
-        if not name:
-            continue
+    digests = _listed_checksums(folder)
+    for name, digest in digests.items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path} is listed in {CHECKSUMS} but missing: fetch the model again")
         if sha256_of(path) != digest:
             raise CheckpointError(f"{path} has the wrong sha256: it is damaged or was changed; delete it and fetch it again")
-        digests[name] = digest
     return digests
 
 
-def write_checksums(folder: Path) -> None:
-    """Write SHA256SUMS over the folder's weights and configuration files (atomic)."""
+def write_checksums(folder: Path, known: Mapping[str, str] | None = None) -> None:
+    """Write SHA256SUMS over the folder's weights and configuration files (atomic).
+
+    Args:
+        known: file name -> digest of files that are not hashed again: a file that was changed since must not be blessed.
+    """
     from vl4ad_model.network.checkpoint import sha256_of
 
     names = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".pth", ".json"))
+    digests = {name: (known or {}).get(name) or sha256_of(folder / name) for name in names}
     part = folder / (CHECKSUMS + ".part")
-    part.write_text("".join(f"{sha256_of(folder / name)}  {name}\n" for name in names), encoding="utf-8")
+    part.write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()), encoding="utf-8")
     os.replace(part, folder / CHECKSUMS)
 
 
@@ -224,13 +245,19 @@ def fetch(info: ModelInfo, *, offline: bool = False) -> Path:
     if not (folder / "clip.safetensors").is_file():
         assert info.clip_pretrained is not None
         needed.append((*_clip_source(*info.clip_pretrained), "clip.safetensors"))
-    if needed and is_offline(offline):
+    if not needed:
+        if not verify_folder(folder):
+            write_checksums(folder)
+        return folder
+    if is_offline(offline):
         names = ", ".join(target for _, _, target in needed)
         raise ModelNotFoundError(f"{info.name}: {names} not in {folder} and downloads are off; go online once, or {by_hand}")
-    folder.mkdir(parents=True, exist_ok=True)
+    known = _listed_checksums(folder)
     for repository, files, target in needed:
+        known.pop(target, None)
         _download(repository, files, folder / target, by_hand)
-    write_checksums(folder)
+    write_checksums(folder, known)
+    shutil.rmtree(folder / _PARTIAL, ignore_errors=True)
     return folder
 
 
@@ -258,13 +285,15 @@ def _download(repository: str, files: tuple[str, ...], target: Path, by_hand: st
     for name in files:
         try:
             # Resumes from its own partial file and shows its progress bar.
-            path = Path(hf_hub_download(repository, name, local_dir=target.parent / ".download"))
+            path = Path(hf_hub_download(repository, name, local_dir=target.parent / _PARTIAL))
             expected = get_hf_file_metadata(hf_hub_url(repository, name)).etag or ""
         except Exception as error:
             # LocalEntryNotFoundError, a kind of EntryNotFoundError, is what the hub's client says without a network.
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 last = error
                 continue
+            if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+                raise ModelNotFoundError(f"{repository}/{name} cannot be stored in {target.parent}: {error.strerror}") from None
             raise ModelNotFoundError(
                 f"{repository}/{name} could not be downloaded ({type(error).__name__}): "
                 f"check the network and try again, or {by_hand}"
@@ -288,7 +317,11 @@ def build_network(files: ModelFiles) -> tuple[FCCLIP, FCCLIPConfig]:
     from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
 
     config = FCCLIPConfig.from_dict(files.config)
-    network = FCCLIP(config).eval()
+    try:
+        network = FCCLIP(config).eval()
+    except (ValueError, TypeError, AssertionError, RuntimeError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{files.name}: config.json describes no network that can be built ({reason})") from None
     if files.decoder is None or files.clip is None:
         fill_deterministically(network)
     tensors = dict(network.state_dict()) if files.decoder is None or files.clip is None else {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -60,7 +61,7 @@ class TextClassifier:
     in_scale: float
     out_scale: float
 
-    @property
+    @cached_property
     def needs_pooled(self) -> bool:
         """Whether the out-of-vocabulary branch has any weight."""
         return bool((self.class_weight > 0).any())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vl4ad_model.errors import EngineError, Vl4adError, VocabularyError
-from vl4ad_model.image_files import check_rgb
+from vl4ad_model.image_files import MAX_SIDE, check_rgb
 from vl4ad_model.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from vl4ad_model.engines.base import Engine
     from vl4ad_model.network.fcclip import FCCLIP
+    from vl4ad_model.network.proposals import MaskProposals
     from vl4ad_model.prompts import TextEncoder
     from vl4ad_model.scoring import TextClassifier
 
@@ -56,8 +58,8 @@ class Words:
 class Segmenter:
     """A model, an engine and a vocabulary. Make one with `Segmenter.load`.
 
-    `segment` may run in one thread while another changes the vocabulary: the change is atomic and takes effect from the next
-    image.
+    Any thread may call anything: images go through one after another, and a change of vocabulary in the middle of one is atomic
+    and takes effect from the next.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Segmenter:
         self.model_name, self.notice = model_name, notice
         self._scorer = Scorer()
         self._change = threading.Lock()
+        self._run = threading.Lock()  # engines and the scorer keep buffers
         self._words = self._prepare(vocabulary, classifier or network.config.classifier, merge_classes, version=1)
 
     @classmethod
@@ -118,6 +121,9 @@ class Segmenter:
         from vl4ad_model import engines, prompts, registry
         from vl4ad_model.network.clip import tokenizer
 
+        # Words first: a mistake in them should not cost the time that a network takes to load.
+        if classifier is not None:
+            _check_classifier(classifier)
         if not isinstance(vocabulary, Vocabulary):
             vocabulary = Vocabulary.cityscapes() if vocabulary is None else Vocabulary.from_yaml(vocabulary)
         files = registry.locate(name_or_folder, offline=offline)
@@ -199,10 +205,8 @@ class Segmenter:
         Raises:
             VocabularyError: the words cannot be used.
         """
-        from vl4ad_model.scoring import CLASSIFIERS
-
-        if classifier is not None and classifier not in CLASSIFIERS:
-            raise VocabularyError(f"classifier '{classifier}' is unknown: use {', '.join(CLASSIFIERS)}")
+        if classifier is not None:
+            _check_classifier(classifier)
         self._text.check([concept for group in vocabulary.concept_groups for concept in group])
 
     @property
@@ -252,10 +256,9 @@ class Segmenter:
             return self._words.version
 
     def _prepare(self, vocabulary: Vocabulary, classifier: str, merge_classes: bool, *, version: int) -> Words:
-        from vl4ad_model.scoring import CLASSIFIERS, prepare_classifier
+        from vl4ad_model.scoring import prepare_classifier
 
-        if classifier not in CLASSIFIERS:
-            raise VocabularyError(f"classifier '{classifier}' is unknown: use {', '.join(CLASSIFIERS)}")
+        _check_classifier(classifier)
         rows = self._text.encode_concepts([concept for group in vocabulary.concept_groups for concept in group])
         config = self._network.config
         prepared = prepare_classifier(
@@ -292,17 +295,20 @@ class Segmenter:
 
         Raises:
             ImageError: one of them is no usable image; none is processed then.
+            EngineError: the engine gave NaN or infinity, as half precision may.
         """
         checked = [check_rgb(rgb, f"image {index + 1}") for index, rgb in enumerate(images)]
+        if output_size not in ("input", "network"):
+            output_size = _checked_size(output_size)
         words = self._words
         results: list[Segmentation | None] = [None] * len(checked)
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, rgb in enumerate(checked):
             by_size.setdefault(rgb.shape[:2], []).append(index)
         for size, members in by_size.items():
-            for index, result in zip(
-                members, self._segment_alike([checked[i] for i in members], size, words, output_size), strict=True
-            ):
+            with self._run:
+                alike = self._segment_alike([checked[i] for i in members], size, words, output_size)
+            for index, result in zip(members, alike, strict=True):
                 results[index] = result
         return results  # type: ignore[return-value]
 
@@ -314,12 +320,10 @@ class Segmenter:
         started = time.perf_counter()
         fitted_size = fit_inside(size, self._engine.network_size)
         batch = np.stack([fit_image(rgb, fitted_size, self._engine.network_size, self._pad_value) for rgb in images])
-        wanted = {"input": size, "network": fitted_size}.get(output_size) if isinstance(output_size, str) else output_size
-        if wanted is None:
-            raise Vl4adError(f"output_size is input, network or (height, width), not '{output_size}'")
+        wanted = {"input": size, "network": fitted_size}[output_size] if isinstance(output_size, str) else output_size
         fitted = time.perf_counter()
         with torch.inference_mode():
-            proposals = self._engine.propose(batch, fitted_size)
+            proposals = self._propose(batch, fitted_size)
             proposed = time.perf_counter()
             if words.classifier.needs_pooled and proposals.pooled_embeddings is None:
                 raise EngineError(f"engine {self._engine.name} was built without the out-of-vocabulary branch")
@@ -331,6 +335,9 @@ class Segmenter:
         scored = time.perf_counter()
         resized = []
         for labels_array, anomaly_array in arrays:
+            if not np.isfinite(anomaly_array).all():
+                advice = "use precision fp32" if self.precision != "fp32" else "the model's weights are not usable"
+                raise EngineError(f"{self.model_name} on engine {self.engine_name} gave scores that are no numbers: {advice}")
             if labels_array.shape != wanted:
                 import cv2
 
@@ -345,6 +352,17 @@ class Segmenter:
         }
         return [Segmentation(labels, anomaly, words.vocabulary, words.version, seconds) for labels, anomaly in resized]
 
+    def _propose(self, batch: np.ndarray, fitted_size: tuple[int, int]) -> MaskProposals:
+        try:
+            return self._engine.propose(batch, fitted_size)
+        except (MemoryError, RuntimeError) as error:  # torch: a RuntimeError that says so
+            if not isinstance(error, MemoryError) and not re.search("can't allocate memory|out of memory", str(error), re.I):
+                raise
+            raise EngineError(
+                f"not enough memory for {len(batch)} image(s) of {fitted_size[1]}x{fitted_size[0]} pixels in {self.model_name}: "
+                "set a smaller network size"
+            ) from None
+
     @property
     def _pad_value(self) -> tuple[int, int, int]:
         """Grey that is nothing after normalisation."""
@@ -354,6 +372,23 @@ class Segmenter:
     def close(self) -> None:
         """Give the engine's memory back."""
         self._engine.close()
+
+
+def _check_classifier(name: str) -> None:
+    from vl4ad_model.scoring import CLASSIFIERS
+
+    if name not in CLASSIFIERS:
+        raise VocabularyError(f"classifier '{name}' is unknown: use {', '.join(CLASSIFIERS)}")
+
+
+def _checked_size(size: object) -> tuple[int, int]:
+    try:
+        height, width = (int(side) for side in size)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise Vl4adError(f"output_size is input, network or (height, width), not {size!r:.60}") from None
+    if not (0 < height <= MAX_SIDE and 0 < width <= MAX_SIDE):
+        raise Vl4adError(f"output_size {height}x{width} has a side outside 1 to {MAX_SIDE} pixels")
+    return height, width
 
 
 def fit_inside(size: tuple[int, int], box: tuple[int, int] | None) -> tuple[int, int]:

@@ -91,8 +91,6 @@ class Vocabulary:
         Raises:
             VocabularyError: the file cannot be read, or an entry is wrong; the message names it.
         """
-        import yaml
-
         path = Path(path)
         try:
             text = path.read_bytes().decode("utf-8")
@@ -100,19 +98,14 @@ class Vocabulary:
             raise VocabularyError(f"vocabulary file {path} cannot be read: {error.strerror or error}") from None
         except UnicodeDecodeError as error:
             raise VocabularyError(f"vocabulary file {path} is not UTF-8 (byte {error.start})") from None
-        try:
-            content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f" in line {mark.line + 1}" if mark else ""
-            raise VocabularyError(f"vocabulary file {path} is not YAML{where}: {getattr(error, 'problem', error)}") from None
+        content = _parse_yaml(text, f"vocabulary file {path}")
         if not isinstance(content, Mapping) or not isinstance(content.get("classes"), list):
             raise VocabularyError(f"vocabulary file {path} needs a list 'classes'")
         unknown = sorted(str(key) for key in set(content) - {"name", "classes", "hazards"})
         if unknown:
             raise VocabularyError(f"vocabulary file {path} has unknown entries: {', '.join(unknown)}")
         vocabulary = cls(
-            str(content.get("name", path.stem)),
+            _text(content.get("name", path.stem), f"vocabulary file {path}: name"),
             tuple(_class_from(entry, index) for index, entry in enumerate(content["classes"])),
         )
         hazards = content.get("hazards") or []
@@ -215,6 +208,34 @@ def shipped_vocabulary(name: str = "cityscapes") -> Path:
         if (root / relative).is_file():
             return root / relative
     raise VocabularyError(f"the shipped vocabulary '{name}' is missing: reinstall vl4ad_ros, or give a vocabulary file")
+
+
+def _parse_yaml(text: str, title: str) -> Any:
+    """YAML to plain values; a key that stands twice in one mapping is a mistake, not a silent choice of the last.
+
+    Raises:
+        VocabularyError: whatever is wrong, in one line.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            twice = next((key for index, key in enumerate(keys) if key in keys[:index]), None)
+            if twice is not None:
+                raise VocabularyError(f"{title} has '{twice}' twice in one mapping, line {node.start_mark.line + 1}")
+            return super().construct_mapping(node, deep=deep)
+
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise VocabularyError(f"{title} is not YAML{where}: {problem}") from None
+    except (ValueError, RecursionError) as error:
+        # A date such as 2001-99-99, or brackets nested a thousand deep: the parser's own exceptions.
+        raise VocabularyError(f"{title} is not usable YAML: {error}") from None
 
 
 def _class_from(entry: Any, index: int) -> VocabularyClass:

@@ -30,9 +30,8 @@ class TorchEngine(Engine):
     ) -> None:
         self.device, self.precision, self.network_size = device, precision, network_size
         self.pooled = pooled
-        self._network = network.to(device).eval()
-        if precision == "fp16":
-            self._network = self._network.half()
+        network.place_image_side(device, torch.float16 if precision == "fp16" else torch.float32)
+        self._network = network.eval()
 
     def propose(self, images: np.ndarray, image_size: tuple[int, int] | None = None) -> MaskProposals:
         with torch.inference_mode():

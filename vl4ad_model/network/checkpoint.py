@@ -37,6 +37,10 @@ RELEASED_PREFIXES = {
 }
 # In released files for training only, or derivable from the configuration.
 RELEASED_EXTRAS = ("criterion.empty_weight", "pixel_mean", "pixel_std", "backbone.clip_model.attn_mask")
+# Likewise in open_clip's files, by its age: the causal mask, and OpenAI's sizes as tensors.
+CLIP_EXTRAS = ("attn_mask", "input_resolution", "context_length", "vocab_size")
+# Wrappers that trainers put around a whole network.
+WRAPPERS = ("module.", "model.")
 _LISTED = 6
 
 
@@ -77,7 +81,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def network_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Released or own key names to the network's. Unknown keys stay as they are, so that the strict check names them."""
+    """Released or own key names to the network's. Unknown keys stay as they are, so that the strict check names them.
+
+    A prefix that all keys share because the network was wrapped (`module.`, `model.`) is taken off first.
+    """
+    for wrapper in WRAPPERS:
+        if tensors and all(key.startswith(wrapper) for key in tensors):
+            tensors = {key[len(wrapper) :]: tensor for key, tensor in tensors.items()}
     renamed: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if key in RELEASED_EXTRAS:
@@ -91,8 +101,11 @@ def network_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def clip_keys(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """open_clip's key names to the network's."""
-    return {f"clip.model.{key}": tensor for key, tensor in tensors.items()}
+    """open_clip's key names to the network's. The logit scale is a scalar in some of its files and a row of one in others."""
+    kept = {key: tensor for key, tensor in tensors.items() if key not in CLIP_EXTRAS}
+    if "logit_scale" in kept and kept["logit_scale"].numel() == 1:
+        kept["logit_scale"] = kept["logit_scale"].reshape(())
+    return {f"clip.model.{key}": tensor for key, tensor in kept.items()}
 
 
 def load_network_weights(network: FCCLIP, tensors: Mapping[str, Tensor], *, source: str) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from vl4ad_model import torchvision_schemas
 from vl4ad_model.errors import CheckpointError
+from vl4ad_model.network.mask_decoder import pool_over_masks
 
 STRIDES = (4, 8, 16, 32)
 
@@ -125,12 +126,11 @@ class FrozenClip(nn.Module):
             embeddings (B, N, D), not normalised, and valid (B, N) bool: False where no cell is inside.
         """
         masks = F.interpolate(mask_logits, size=dense.shape[-2:], mode="bilinear", align_corners=False)
-        inside = (masks > 0).flatten(2).to(dense.dtype)  # (B, N, h * w)
-        area = inside.sum(-1, keepdim=True)
-        valid = area[..., 0] > 0
+        inside = (masks > 0).flatten(2)  # (B, N, h * w)
+        valid = inside.any(dim=-1)
         if self.kind == "resnet":
-            return self._attention_pool(dense, inside), valid
-        pooled = torch.bmm(inside, dense.flatten(2).transpose(1, 2)) / (area + 1e-8)
+            return self._attention_pool(dense, inside.to(dense.dtype)), valid
+        pooled = pool_over_masks(dense, masks)
         batch, count, channels = pooled.shape
         visual = self.model.visual
         embeddings = visual.head(visual.trunk.forward_head(pooled.reshape(batch * count, channels, 1, 1)))
@@ -169,8 +169,13 @@ class FrozenClip(nn.Module):
         return self.model.encode_text(tokens)
 
     def text_weights_key(self) -> str:
-        """SHA-256 over the text tower's weights: names the cache of text embeddings."""
-        digest = hashlib.sha256()
+        """SHA-256 over the text tower's weights and layers: names the cache of text embeddings.
+
+        The layers count because the same weights mean something else under another activation (RN50 and RN50-quickgelu) or another
+        number of heads.
+        """
+        digest = hashlib.sha256(repr(self.model.transformer).encode())
+        digest.update(str([block.attn.num_heads for block in self.model.transformer.resblocks]).encode())
         for key, tensor in self.model.state_dict().items():
             if not key.startswith("visual."):
                 digest.update(key.encode())

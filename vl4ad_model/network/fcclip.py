@@ -121,6 +121,16 @@ class FCCLIP(nn.Module):
         self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(config.pixel_std).view(3, 1, 1), persistent=False)
 
+    def place_image_side(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> None:
+        """Move everything that sees images to a device and precision; CLIP's text tower stays on the CPU in float32.
+
+        Text is small work done once per word, and its embeddings are cached: they must not depend on what the images run on.
+        """
+        for part in (self.clip.model.visual, self.pixel_decoder, self.mask_decoder):
+            part.to(device=device, dtype=dtype)
+        self.pixel_mean = self.pixel_mean.to(device=device, dtype=dtype)
+        self.pixel_std = self.pixel_std.to(device=device, dtype=dtype)
+
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 or float RGB (B, 3, H, W) in 0..255 to normalised float, zero-padded at bottom and right to multiples of 32."""
         dtype = self.pixel_mean.dtype

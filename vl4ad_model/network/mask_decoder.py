@@ -97,10 +97,14 @@ class FeedForwardLayer(nn.Module):
 
 
 def pool_over_masks(features: Tensor, mask_logits: Tensor) -> Tensor:
-    """Mean of `features` (B, C, h, w) where each of the `mask_logits` (B, N, h, w) is positive: (B, N, C); 0 if nowhere."""
-    inside = (mask_logits.detach() > 0).to(features.dtype).flatten(2)
+    """Mean of `features` (B, C, h, w) where each of the `mask_logits` (B, N, h, w) is positive: (B, N, C); 0 if nowhere.
+
+    Summed in float32 whatever the precision of the features: in half precision a sum of cells ends at 65504 (a 1024 x 2048 image
+    has 131072) and 1e-8 is zero, which made NaN of every empty mask.
+    """
+    inside = (mask_logits.detach() > 0).float().flatten(2)
     area = inside.sum(-1, keepdim=True) + 1e-8
-    return torch.bmm(inside, _pixel_rows(features)) / area
+    return (torch.bmm(inside, _pixel_rows(features).float()) / area).to(features.dtype)
 
 
 def _pixel_rows(features: Tensor) -> Tensor:

@@ -91,6 +91,9 @@ class FCCLIPConfig:
 class FCCLIP(nn.Module):
     """The network: images to `MaskProposals`. Text is encoded by its CLIP but enters only in scoring."""
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(self, config: FCCLIPConfig) -> None:
         super().__init__()
         self.config = config

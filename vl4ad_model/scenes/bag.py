@@ -97,13 +97,14 @@ def _messages(types: dict, plan: DrivePlan, world: World, frame: DriveFrame, sta
     header = types["std_msgs/msg/Header"](time, FRAME_ID)
     jpeg = io.BytesIO()
     Image.fromarray(frame.rgb).save(jpeg, "JPEG", quality=quality)
+    data = np.frombuffer(jpeg.getvalue(), np.uint8)
     matrix = camera_matrix(world, height, width)
     projection = np.concatenate((matrix, np.zeros((3, 1))), axis=1)
     region = types["sensor_msgs/msg/RegionOfInterest"](0, 0, 0, 0, False)
     return {
-        IMAGE_TOPIC: types["sensor_msgs/msg/CompressedImage"](header, "rgb8; jpeg compressed bgr8", np.frombuffer(jpeg.getvalue(), np.uint8)),
+        IMAGE_TOPIC: types["sensor_msgs/msg/CompressedImage"](header, "rgb8; jpeg compressed bgr8", data),
         LABEL_TOPIC: types["sensor_msgs/msg/Image"](header, height, width, "mono8", 0, width, frame.labels.ravel()),
         INFO_TOPIC: types["sensor_msgs/msg/CameraInfo"](
             header, height, width, "plumb_bob", np.zeros(5), matrix.ravel(), np.eye(3).ravel(), projection.ravel(), 0, 0, region
         ),
-    }  # fmt: skip
+    }

@@ -31,33 +31,33 @@ def render(
 ) -> None:
     """Render frames with exact labels. Run it again to go on where it stopped."""
     import multiprocessing
+    import os
 
     from vl4ad_model.scenes.cutouts import names_of
-    from vl4ad_model.scenes.dataset import SPLITS, Recipe, render_one
+    from vl4ad_model.scenes.dataset import SPLITS, Recipe, missing, render_one, start_worker
 
     if split not in SPLITS:
         raise SceneError(f"split '{split}' is unknown: use {', '.join(SPLITS)}")
-    if count < 1 or height < 64 or width < 64:
-        raise SceneError("count must be at least 1 and the size at least 64x64")
+    if count < 1 or workers < 1 or seed < 0 or height < 64 or width < 64:
+        raise SceneError("count and workers must be at least 1, the seed not negative and the size at least 64x64")
     if cutouts is not None:
         names_of(cutouts)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SceneError(f"cannot write to {out}: {error.strerror}") from None
     recipe = Recipe(height, width, split, str(cutouts) if cutouts else None)
-    tasks = [(recipe, seed + index, str(out)) for index in range(count)]
-    failures = []
-    with _progress() as progress, multiprocessing.get_context("spawn").Pool(workers) as pool:
-        bar = progress.add_task(f"rendering to {out}", total=count)
-        for problem in pool.imap_unordered(render_one, tasks):
+    seeds = missing(recipe, range(seed, seed + count), out)
+    tasks = [(recipe, number, str(out)) for number in seeds]
+    failures = 0
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pool_of = multiprocessing.get_context("spawn").Pool
+    with _progress() as progress, pool_of(min(workers, max(1, len(tasks))), start_worker, (threads,)) as pool:
+        bar = progress.add_task(f"rendering to {out}", total=count, completed=count - len(tasks))
+        for failure in pool.imap_unordered(render_one, tasks):
             progress.advance(bar)
-            if problem:
-                failures.append(problem)
-                progress.console.print(problem)
-                if len(failures) > 5:
-                    raise SceneError(f"too many failures, the last: {problem}")
-    print(f"{count - len(failures)} frames in {out}" + (f", {len(failures)} failed" if failures else ""))
+            if failure:
+                failures += 1
+                if failure.fatal or failures > 5:
+                    raise SceneError(failure.text)
+                progress.console.print(failure.text)
+    print(f"{count - failures} frames in {out}" + (f", {failures} failed" if failures else ""))
 
 
 @app.command()

@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+import os
+import signal
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from vl4ad_model.errors import SceneError, Vl4adError
 from vl4ad_model.image_files import write_bytes
 from vl4ad_model.scenes import cutouts as cutout_files
+from vl4ad_model.scenes.classes import FIRST_HAZARD, HAZARD_CLASS
 from vl4ad_model.scenes.hazards import BY_NAME
 from vl4ad_model.scenes.postprocess import Style, develop
-from vl4ad_model.scenes.world import HAZARD_CLASS, World, make_world
+from vl4ad_model.scenes.world import World, make_world
 
 if TYPE_CHECKING:
     from vl4ad_model.scenes.renderer import Rendered, Renderer
 
-FIRST_HAZARD = 100
 SPLITS = ("train", "seen", "held_out", "quiet")
 
 
@@ -96,6 +99,10 @@ def label(drawn: Rendered, world: World, numbers: dict[int, int]) -> tuple[np.nd
     return labels, hazards
 
 
+def frame_name(seed: int) -> str:
+    return f"{seed:06d}"
+
+
 def frame_paths(folder: Path, name: str) -> tuple[Path, Path, Path]:
     return folder / "images" / f"{name}.jpg", folder / "labels" / f"{name}.png", folder / "frames" / f"{name}.json"
 
@@ -113,16 +120,46 @@ def write_frame(folder: Path, name: str, rgb: np.ndarray, labels: np.ndarray, in
     write_bytes(info_path, json.dumps(info).encode())
 
 
-def render_one(task: tuple[Recipe, int, str]) -> str | None:
-    """Worker: make and write one frame unless it is there already. Returns an error text or None."""
+class Failure(NamedTuple):
+    """Why a frame could not be made; `fatal` when no other frame will fare better."""
+
+    text: str
+    fatal: bool
+
+
+def start_worker(threads: int) -> None:
+    """In every process of a pool: leave Ctrl-C to the parent, and share the cores (Mesa would start a thread for each)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.setdefault("LP_NUM_THREADS", str(threads))
+
+
+def render_one(task: tuple[Recipe, int, str]) -> Failure | None:
+    """Worker: make and write one frame."""
     recipe, seed, folder = task
-    name = f"{seed:06d}"
-    if frame_paths(Path(folder), name)[2].is_file():
-        return None
     try:
         rgb, labels, info = make_frame(recipe, seed)
         quality = int(np.random.default_rng(seed).integers(55, 95))
-        write_frame(Path(folder), name, rgb, labels, info, quality)
+        write_frame(Path(folder), frame_name(seed), rgb, labels, info, quality)
+    except Vl4adError as error:
+        return Failure(str(error), True)
     except Exception as error:
-        return f"frame {name}: {type(error).__name__}: {error}"
+        return Failure(f"frame {frame_name(seed)}: {type(error).__name__}: {error}", False)
     return None
+
+
+def missing(recipe: Recipe, seeds: range, folder: Path) -> list[int]:
+    """The seeds that a folder has no whole frame of; notes the recipe in the folder so that another is never mixed in.
+
+    Raises:
+        SceneError: the folder holds frames of another recipe.
+    """
+    note, mine = folder / "recipe.json", {**json.loads(json.dumps(asdict(recipe))), "cutouts": recipe.cutouts is not None}
+    if note.is_file():
+        theirs = json.loads(note.read_text())
+        differing = [key for key in mine if mine[key] != theirs.get(key)]
+        if differing:
+            key = differing[0]
+            raise SceneError(f"{folder} holds frames with {key} {theirs.get(key)}, not {mine[key]}: name another folder")
+    else:
+        write_bytes(note, json.dumps(mine).encode())
+    return [seed for seed in seeds if not frame_paths(folder, frame_name(seed))[2].is_file()]

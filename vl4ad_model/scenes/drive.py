@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from vl4ad_model.errors import SceneError
-from vl4ad_model.scenes import props, street
-from vl4ad_model.scenes.dataset import FIRST_HAZARD, label, renderer_for
+from vl4ad_model.scenes import classes, people, street, vehicles
+from vl4ad_model.scenes.dataset import label, renderer_for
 from vl4ad_model.scenes.hazards import BY_NAME
-from vl4ad_model.scenes.postprocess import Style, develop, exposure_of
+from vl4ad_model.scenes.postprocess import Style, develop, meter
 from vl4ad_model.scenes.primitives import Scene
-from vl4ad_model.scenes.world import Actor, Camera, World, make_light, place_hazard
+from vl4ad_model.scenes.world import WEATHER, Actor, Camera, World, make_light, place_hazard
 
 MAX_HAZARDS = 100  # labels 100..199
 
@@ -25,7 +25,7 @@ class DrivePlan:
 
     Attributes:
         hazards: names of hazard types; they come again in this order along the way.
-        weather: a kind of `make_light`, or None for the seed's own.
+        weather: one of WEATHER, or None for the seed's own.
         spacing: metres between hazards.
     """
 
@@ -43,6 +43,8 @@ class DrivePlan:
         unknown = [name for name in self.hazards if name not in BY_NAME]
         if unknown:
             raise SceneError(f"hazard type '{unknown[0]}' is unknown: use {', '.join(BY_NAME)}")
+        if self.weather not in (None, *WEATHER):
+            raise SceneError(f"weather '{self.weather}' is unknown: use {', '.join(WEATHER)}")
         if not (0 < self.seconds <= 300 and 0 < self.rate <= 100 and 0 < self.speed <= 40 and self.spacing > 0):
             raise SceneError("a drive lasts up to 300 s at up to 100 Hz and 40 m/s, with some distance between hazards")
         if self.height < 64 or self.width < 64:
@@ -92,7 +94,12 @@ def make_drive(plan: DrivePlan) -> World:
 
 def _traffic(world: World, r, plan: DrivePlan, lane: float) -> None:
     options = {"night": world.light.night}
-    kinds = [(props.car, props.CAR), (props.truck, props.TRUCK), (props.bus, props.BUS), (props.rider, props.RIDER)]
+    kinds = [
+        (vehicles.car, classes.CAR),
+        (vehicles.truck, classes.TRUCK),
+        (vehicles.bus, classes.BUS),
+        (people.rider, classes.RIDER),
+    ]
     y, toward = 18.0, 7.0
     while y < street.LENGTH + plan.seconds * (plan.speed + toward):
         draw, class_id = kinds[int(r.choice(4, p=[0.6, 0.12, 0.12, 0.16]))]
@@ -101,7 +108,7 @@ def _traffic(world: World, r, plan: DrivePlan, lane: float) -> None:
         )
         y += r.uniform(17, 34)
     world.actors.append(
-        Actor(props.car, props.CAR, (r.normal(0, 0.1), 24.0, 0.0), np.pi, plan.speed * 1.04, int(r.integers(2**31)), options)
+        Actor(vehicles.car, classes.CAR, (r.normal(0, 0.1), 24.0, 0.0), np.pi, plan.speed * 1.04, int(r.integers(2**31)), options)
     )
 
 
@@ -112,17 +119,17 @@ def _walkers(world: World, r, plan: DrivePlan, half: float) -> None:
         at = (x, r.uniform(4, plan.speed * plan.seconds + 50), 0.15)
         pace = r.uniform(0.9, 1.6) if r.random() < 0.8 else 0.0
         yaw = np.pi if onward else 0.0
-        world.actors.append(Actor(props.person, props.PERSON, at, yaw, pace if onward else -pace, int(r.integers(2**31)), {}))
+        world.actors.append(Actor(people.person, classes.PERSON, at, yaw, pace if onward else -pace, int(r.integers(2**31)), {}))
 
 
 def frames_of(plan: DrivePlan, world: World) -> Iterator[DriveFrame]:
     """Render a drive frame by frame: one exposure and one style throughout, fresh noise in every frame."""
-    renderer, style, exposure = renderer_for(plan.height, plan.width), Style.good(), None
-    numbers = {instance: FIRST_HAZARD + instance - 1 for instance in world.hazards}
+    renderer, style, metering = renderer_for(plan.height, plan.width), Style.good(), None
+    numbers = {instance: classes.FIRST_HAZARD + instance - 1 for instance in world.hazards}
     for index in range(plan.frames):
         moment = world.at(index / plan.rate)
         drawn = renderer.render(moment)
-        exposure = exposure_of(drawn.image) if exposure is None else exposure
+        metering = meter(drawn.image) if metering is None else metering
         r = np.random.default_rng(np.random.SeedSequence([plan.seed, 17, index]))
         labels, _ = label(drawn, world, numbers)
-        yield DriveFrame(index / plan.rate, develop(drawn.image, world.light, style, r, exposure), labels)
+        yield DriveFrame(index / plan.rate, develop(drawn.image, world.light, style, r, metering), labels)

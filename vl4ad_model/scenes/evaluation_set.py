@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vl4ad_model.errors import SceneError
-from vl4ad_model.scenes.dataset import Recipe, make_frame, write_frame
+from vl4ad_model.scenes.classes import KNOWN_CLASSES
+from vl4ad_model.scenes.dataset import Recipe, frame_name, make_frame, write_frame
 from vl4ad_model.scenes.hazards import HELD_OUT, SEEN
 
 FIRST_SEED = 900_000  # far from training's and validation's
@@ -17,7 +18,6 @@ CLEAR, VISIBLE = 500, 160  # pixels of a frame's largest hazard, and of each one
 TRIES = 60
 QUIET_FRAMES, CUTOUT_FRAMES = 14, 4
 WANTED_PIXELS, WANTED_FRAMES = 400, 4  # a quiet frame is taken for known classes that few frames show so far
-KNOWN = 19
 
 
 class Wanted(NamedTuple):
@@ -30,7 +30,7 @@ class Wanted(NamedTuple):
 
 def wanted_frames() -> list[Wanted]:
     """Each seen type once and each held-out type twice, two in a frame; some cut-outs; quiet frames."""
-    pairs = [("seen", pair) for pair in zip(SEEN[::2], SEEN[1::2], strict=False)]
+    pairs: list[tuple[str, tuple[str, ...]]] = [("seen", pair) for pair in zip(SEEN[::2], SEEN[1::2], strict=False)]
     pairs += [("held_out", pair) for pair in zip(HELD_OUT[::2], HELD_OUT[1::2], strict=False)]
     pairs += [("held_out", pair) for pair in zip(HELD_OUT[:6], HELD_OUT[6:], strict=False)]
     pairs += [(split, ()) for split in ("seen", "held_out") for _ in range(CUTOUT_FRAMES)]
@@ -44,18 +44,18 @@ def write_set(folder: Path, cutouts: Path, height: int = 384, width: int = 640, 
     Raises:
         SceneError: no seed gives a frame that shows what is wanted.
     """
-    shown = np.zeros(KNOWN, int)
+    shown = np.zeros(KNOWN_CLASSES, int)
     for wanted in wanted_frames():
         for seed in range(wanted.seed, wanted.seed + TRIES):
             recipe = Recipe(height, width, wanted.split, str(cutouts), wanted.hazards or None, (5.0, 17.0))
             rgb, labels, info = make_frame(recipe, seed)
-            classes = np.bincount(labels.ravel(), minlength=256)[:KNOWN] >= WANTED_PIXELS
+            classes = np.bincount(labels.ravel(), minlength=256)[:KNOWN_CLASSES] >= WANTED_PIXELS
             if _suits(wanted, rgb, info, classes, shown):
                 break
         else:
             raise SceneError(f"no seed from {wanted.seed} on shows {', '.join(wanted.hazards) or wanted.split} clearly")
         shown += classes
-        name = f"{seed:06d}"
+        name = frame_name(seed)
         write_frame(folder / wanted.split, name, rgb, labels, info, quality)
         yield f"{wanted.split}/{name}"
 

@@ -206,7 +206,7 @@ def _animal(
     p.rod((0, -length * 0.38, body + girth * 0.15), tip, girth * 0.45, color, material=material)
     p.draw(
         "blob",
-        tip + (0, -head * 0.3, 0),
+        tip + np.array((0, -head * 0.3, 0)),
         (head * 0.55, head * 1.1, head * 0.6),
         color,
         color2=color2,
@@ -216,14 +216,17 @@ def _animal(
     for x in (-1, 1):
         p.draw(
             "cone",
-            tip + (x * head * 0.25, 0.02, head * 0.35),
+            tip + np.array((x * head * 0.25, 0.02, head * 0.35)),
             (ears, ears * 0.6, ears * 2.2),
             np.asarray(color) * 0.8,
             roll=x * 0.5,
         )
         if horns:
             p.rod(
-                tip + (x * head * 0.15, 0, head * 0.25), tip + (x * horns * 0.6, 0.05, head * 0.2 + horns), 0.035, (0.75, 0.7, 0.6)
+                tip + np.array((x * head * 0.15, 0, head * 0.25)),
+                tip + np.array((x * horns * 0.6, 0.05, head * 0.2 + horns)),
+                0.035,
+                (0.75, 0.7, 0.6),
             )
     p.rod(
         (0, length * 0.48, body + girth * 0.2),
@@ -255,8 +258,19 @@ def cow(p: Pen, r) -> None:
 
 def deer(p: Pen, r) -> None:
     h = r.uniform(0.9, 1.3)
-    _animal(p, r, length=h * 1.05, height=h, girth=h * 0.33, neck=h * 0.5, head=h * 0.27, color=np.array((0.5, 0.33, 0.2)) * r.uniform(0.7, 1.2),
-            color2=(0.75, 0.65, 0.5), tail=0.12, horns=r.choice([0.0, 0.45]))  # fmt: skip
+    _animal(
+        p,
+        r,
+        length=h * 1.05,
+        height=h,
+        girth=h * 0.33,
+        neck=h * 0.5,
+        head=h * 0.27,
+        color=np.array((0.5, 0.33, 0.2)) * r.uniform(0.7, 1.2),
+        color2=(0.75, 0.65, 0.5),
+        tail=0.12,
+        horns=r.choice([0.0, 0.45]),
+    )
 
 
 def sheep(p: Pen, r) -> None:
@@ -284,8 +298,14 @@ def crate(p: Pen, r) -> None:
     w, h = r.uniform(0.45, 0.9), r.uniform(0.3, 0.7)
     for z in np.linspace(0.05, h - 0.05, 4):
         for a in range(4):
-            p.draw("box", (np.cos(a * np.pi / 2) * w / 2, np.sin(a * np.pi / 2) * w / 2, z), (0.03, w, h / 5.5), c, yaw=a * np.pi / 2,
-                   material="wood")  # fmt: skip
+            p.draw(
+                "box",
+                (np.cos(a * np.pi / 2) * w / 2, np.sin(a * np.pi / 2) * w / 2, z),
+                (0.03, w, h / 5.5),
+                c,
+                yaw=a * np.pi / 2,
+                material="wood",
+            )
     legs(p, w, w, h, 0.07, c * 0.75)
 
 
@@ -306,8 +326,16 @@ def umbrella(p: Pen, r) -> None:
 def broken_glass(p: Pen, r) -> None:
     for _ in range(45):
         s = r.uniform(0.05, 0.22)
-        p.draw("wedge", (r.normal(0, 0.7), r.normal(0, 0.35), 0.02), (s, s * r.uniform(0.3, 1), 0.03), np.array((0.6, 0.78, 0.76)) * r.uniform(0.5, 1.3),
-               material="glass", yaw=r.uniform(0, 6), pitch=r.uniform(-0.4, 0.4), gloss=1.0)  # fmt: skip
+        p.draw(
+            "wedge",
+            (r.normal(0, 0.7), r.normal(0, 0.35), 0.02),
+            (s, s * r.uniform(0.3, 1), 0.03),
+            np.array((0.6, 0.78, 0.76)) * r.uniform(0.5, 1.3),
+            material="glass",
+            yaw=r.uniform(0, 6),
+            pitch=r.uniform(-0.4, 0.4),
+            gloss=1.0,
+        )
 
 
 def mattress(p: Pen, r) -> None:

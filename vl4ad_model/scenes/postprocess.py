@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -59,28 +60,36 @@ class Style:
         return cls(1.05, False, True, 2.2, np.ones(3), 1.05, 1.1, 0, 0.0, 0.06, 0.005, True, 1)
 
 
-def exposure_of(image: np.ndarray) -> float:
-    """Automatic exposure: the factor that brings the median of (H, W, 3) linear light near middle grey."""
-    return float(np.clip(0.28 / (float(np.median(image)) + 1e-3), 0.6, 3.0) ** 0.6)
+class Metering(NamedTuple):
+    """What a camera sets by itself: exposure, and (3,) white balance as far as cameras get it right; factors on linear light."""
+
+    exposure: float
+    balance: np.ndarray
 
 
-def develop(image: np.ndarray, light: Light, style: Style, r: np.random.Generator, exposure: float | None = None) -> np.ndarray:
+def meter(image: np.ndarray) -> Metering:
+    """Measure (H, W, 3) linear light: the median comes near middle grey, a colour cast is taken back by a third."""
+    cast = image.mean(axis=(0, 1)) + 1e-3
+    return Metering(float(np.clip(0.28 / (float(np.median(image)) + 1e-3), 0.6, 3.0) ** 0.6), (cast.mean() / cast) ** 0.3)
+
+
+def develop(image: np.ndarray, light: Light, style: Style, r: np.random.Generator, metering: Metering | None = None) -> np.ndarray:
     """(H, W, 3) float32 linear light to uint8 RGB.
 
     Args:
         r: for what differs between the frames of one sequence: noise and rain.
-        exposure: the automatic exposure; measured on the image itself where it is not given.
+        metering: measured on the image itself where it is not given.
     """
     import cv2
 
-    x = image * ((exposure_of(image) if exposure is None else exposure) * style.exposure)
+    metering = meter(image) if metering is None else metering
+    x = image * (metering.exposure * style.exposure * metering.balance)
     if style.bloom:
         x = x + 0.25 * cv2.GaussianBlur(np.clip(x - 0.8, 0, 4), (0, 0), 6)
     if style.filmic:
         x = x * (1.0 + 0.15 * x) / (1.0 + x * 0.75)
     x = np.clip(x, 0, 1) ** (1 / style.gamma)
-    cast = x.mean(axis=(0, 1))
-    x = x * (cast.mean() / cast) ** 0.3 * style.white_balance  # as far as cameras get it right
+    x = x * style.white_balance
     grey = x.mean(axis=2, keepdims=True)
     x = grey + (x - grey) * style.saturation
     x = 0.5 + (x - 0.5) * style.contrast

@@ -110,7 +110,7 @@ def _rounded(power: float) -> np.ndarray:
 
 
 def _loft(stations: list[tuple[float, float, float, float, float]], sharpness: float) -> np.ndarray:
-    """A body along y from (y, bottom z, top z, half width at the bottom, half width at the top), each section a rounded trapezium."""
+    """A body along y from sections (y, bottom z, top z, half width at the bottom, and at the top), each a rounded trapezium."""
     angle = np.linspace(0, 2 * np.pi, 21)
     across = np.sign(np.cos(angle)) * np.abs(np.cos(angle)) ** sharpness
     upward = np.sign(np.sin(angle)) * np.abs(np.sin(angle)) ** sharpness
@@ -143,13 +143,20 @@ def _car_body(profile) -> np.ndarray:
     bonnet, boot, sill, screen, _, _, back = profile
     return _loft(
         [
-            (-0.5, sill + 0.12, bonnet - 0.16, 0.36, 0.34), (-0.488, sill + 0.04, bonnet - 0.1, 0.43, 0.41), (-0.45, sill, bonnet - 0.06, 0.475, 0.45),
-            (-0.36, sill, bonnet - 0.02, 0.495, 0.465), (screen, sill - 0.01, bonnet + 0.05, 0.5, 0.47), (0.0, sill - 0.01, bonnet + 0.06, 0.5, 0.475),
-            (back * 0.6, sill - 0.01, boot + 0.01, 0.5, 0.475), (max(back, 0.2), sill, boot + 0.01, 0.5, 0.475), (0.45, sill, boot - 0.01, 0.48, 0.46),
-            (0.488, sill + 0.05, boot - 0.05, 0.45, 0.43), (0.5, sill + 0.12, boot - 0.12, 0.38, 0.36),
+            (-0.5, sill + 0.12, bonnet - 0.16, 0.36, 0.34),
+            (-0.488, sill + 0.04, bonnet - 0.1, 0.43, 0.41),
+            (-0.45, sill, bonnet - 0.06, 0.475, 0.45),
+            (-0.36, sill, bonnet - 0.02, 0.495, 0.465),
+            (screen, sill - 0.01, bonnet + 0.05, 0.5, 0.47),
+            (0.0, sill - 0.01, bonnet + 0.06, 0.5, 0.475),
+            (back * 0.6, sill - 0.01, boot + 0.01, 0.5, 0.475),
+            (max(back, 0.2), sill, boot + 0.01, 0.5, 0.475),
+            (0.45, sill, boot - 0.01, 0.48, 0.46),
+            (0.488, sill + 0.05, boot - 0.05, 0.45, 0.43),
+            (0.5, sill + 0.12, boot - 0.12, 0.38, 0.36),
         ],
         0.42,
-    )  # fmt: skip
+    )
 
 
 def _car_glass(profile) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class Renderer:
         except ModuleNotFoundError:
             raise MissingDependencyError("moderngl", "scenes", "rendering scenes") from None
         try:
-            self.gl = moderngl.create_standalone_context(backend="egl")
+            self.gl = moderngl.create_standalone_context(backend="egl")  # type: ignore[arg-type]
         except Exception as error:
             raise SceneError(f"no EGL for rendering ({error}): install libegl1 and libgl1-mesa-dri") from None
         self.size = (height, width)
@@ -96,7 +96,8 @@ class Renderer:
 
         gl = self.gl
         height, width = self.size
-        batches, garbage = [], []
+        batches: list[tuple] = []
+        garbage: list[Any] = []
         for name, rows in world.scene.arrays().items():
             assert rows.shape[1] == FLOATS
             leafy = rows[:, 18] == MATERIALS["foliage"]
@@ -133,10 +134,21 @@ class Renderer:
         self.top.use(2)
         for program in ("solid", "foliage"):
             _set(
-                self.programs[program], view_projection=view_projection, shadow_matrix=shadow_matrix, top_matrix=top_matrix, bend=bend,
-                sun_direction=sun, sun_color=light.sun_color, sky_color=light.sky_light, ground_color=light.ground_light, shadow_map=0,
-                top_map=2, wetness=light.wetness, snow=light.snow, **common,
-            )  # fmt: skip
+                self.programs[program],
+                view_projection=view_projection,
+                shadow_matrix=shadow_matrix,
+                top_matrix=top_matrix,
+                bend=bend,
+                sun_direction=sun,
+                sun_color=light.sun_color,
+                sky_color=light.sky_light,
+                ground_color=light.ground_light,
+                shadow_map=0,
+                top_map=2,
+                wetness=light.wetness,
+                snow=light.snow,
+                **common,
+            )
         self._draw(batches)
         if world.cutouts and pictures is not None and len(pictures):
             texture = gl.texture_array((pictures.shape[2], pictures.shape[1], len(pictures)), 4, pictures.tobytes())

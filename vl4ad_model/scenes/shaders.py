@@ -21,7 +21,8 @@ in vec4 in_look;   // material, texture, gloss, emission
 in vec4 in_tag;    // displacement, class, instance, seed
 uniform mat4 view_projection; uniform mat4 shadow_matrix; uniform mat4 top_matrix; uniform vec3 bend;
 invariant gl_Position;
-out vec3 unit; flat out vec3 side; out vec3 top; out vec3 world; out vec3 local; out vec3 normal; out vec3 color; out vec3 color2; out vec4 look; out float seed; out vec4 shadow;
+out vec3 unit; flat out vec3 side; out vec3 top; out vec3 world; out vec3 local; out vec3 normal; out vec3 color;
+    out vec3 color2; out vec4 look; out float seed; out vec4 shadow;
 flat out uvec2 ids;
 void main(){
   vec3 p=in_position;
@@ -46,10 +47,12 @@ void main(){
 )
 
 _INPUTS = """
-in vec3 unit; flat in vec3 side; in vec3 top; in vec3 world; in vec3 local; in vec3 normal; in vec3 color; in vec3 color2; in vec4 look; in float seed; in vec4 shadow;
+in vec3 unit; flat in vec3 side; in vec3 top; in vec3 world; in vec3 local; in vec3 normal; in vec3 color; in vec3 color2;
+    in vec4 look; in float seed; in vec4 shadow;
 flat in uvec2 ids;
 uniform vec3 sun_direction; uniform vec3 sun_color; uniform vec3 sky_color; uniform vec3 ground_color; uniform vec3 fog_color;
-uniform float fog_density; uniform vec3 eye; uniform sampler2DShadow shadow_map; uniform sampler2D top_map; uniform float wetness; uniform float snow;
+uniform float fog_density; uniform vec3 eye; uniform sampler2DShadow shadow_map; uniform sampler2D top_map;
+    uniform float wetness; uniform float snow;
 layout(location=0) out vec4 out_color; layout(location=1) out uvec2 out_ids;
 vec2 plane(){ vec3 a=abs(normal); return a.x>a.y&&a.x>a.z?world.yz:(a.y>a.z?world.xz:world.xy); }
 float sun_reaches(float nl){
@@ -57,7 +60,7 @@ float sun_reaches(float nl){
   float lit=0.0, b=.0015+.003*(1.-nl), e=1./1024.;
   for(int i=-1;i<=1;i+=2)for(int j=-1;j<=1;j+=2) lit+=.25*texture(shadow_map,vec3(s.xy+vec2(i,j)*e*.7,s.z-b));
   return lit; }
-// How much of the sky a point sees: what stands close above it, seen from the zenith, darkens it (contact shadows under an overcast sky).
+// How much of the sky a point sees: what stands close above it darkens it, as seen from the zenith (contact shadows).
 float sky_reaches(float up){
   if(up<.3) return .62+.38*smoothstep(0.,.9,world.z);
   if(any(lessThan(top.xy,vec2(0)))||any(greaterThan(top.xy,vec2(1)))) return 1.0;
@@ -88,10 +91,12 @@ void main(){
   vec3 q=local+seed; vec2 uv=plane();
   float grime=fbm((ids.x<11u?world:q)*.7+seed), fine=fbm(q*9.0*t);   // what moves must not slide through its own texture
   if(m==0) albedo*=0.85+0.3*fine;
-  else if(m==1){ float g=noise(world*38.0); float patches=fbm(world*vec3(.35,.12,.35)); float track=fbm(vec3(world.x*1.3,world.y*.02,seed));
+  else if(m==1){ float g=noise(world*38.0); float patches=fbm(world*vec3(.35,.12,.35));
+    float track=fbm(vec3(world.x*1.3,world.y*.02,seed));
     albedo*=0.72+0.36*g*0.6+0.5*(patches-.4)+.25*(track-.5); float crack=abs(fbm(world*vec3(1.1,.6,1.1))-.5);
     albedo*=crack<.004*smoothstep(.45,.7,fbm(world*.2+9.))?0.7:1.0; gloss+=wetness*(.3+.7*smoothstep(.35,.6,patches)); }
-  else if(m==2){ vec2 s=uv*vec2(.55,.36)*t; vec2 f=fract(s), c=floor(s); float r=hash(vec3(c,seed)), kind=hash(vec3(seed,1.3,7.7)), k=hash(vec3(seed,4.1,2.3));
+  else if(m==2){ vec2 s=uv*vec2(.55,.36)*t; vec2 f=fract(s), c=floor(s);
+    float r=hash(vec3(c,seed)), kind=hash(vec3(seed,1.3,7.7)), k=hash(vec3(seed,4.1,2.3));
     vec2 low=vec2(mix(.1,.3,k),mix(.12,.3,fract(k*7.))), high=vec2(1.-low.x,mix(.78,.9,fract(k*13.)));
     if(kind<.3){ vec2 b=uv*vec2(4.2,13.0); b.x+=.5*mod(floor(b.y),2.0); vec2 e=fract(b); bool mortar=e.x<.06||e.y<.12;
       albedo=mortar?color*.8+.12:color*(.72+.45*hash(vec3(floor(b),seed))); }
@@ -100,9 +105,11 @@ void main(){
     if(abs(n.z)<.5&&f.x>low.x&&f.x<high.x&&f.y>low.y&&f.y<high.y){
       vec2 g=(f-low)/(high-low); bool frame=g.x<.05||g.x>.95||g.y<.04||g.y>.95||abs(g.x-.5)<.025||(k>.5&&abs(g.y-.68)<.02);
       if(frame) albedo=k>.35?vec3(.62):color*.25;
-      else { bool curtain=r>.62&&(abs(g.x-.5)>mix(.18,.4,fract(r*9.))||g.y>.85); albedo=curtain?vec3(.5,.47,.42)*(.6+.5*fract(r*17.)):color2*(.5+r);
+      else { bool curtain=r>.62&&(abs(g.x-.5)>mix(.18,.4,fract(r*9.))||g.y>.85);
+    albedo=curtain?vec3(.5,.47,.42)*(.6+.5*fract(r*17.)):color2*(.5+r);
         albedo*=.35+.65*smoothstep(1.,.78,g.y); gloss=curtain?.35:.9; glow=look.w*(r>.55?1.0:0.0); } }
-    else { if(f.x>low.x-.03&&f.x<high.x+.03){ if(f.y<low.y&&f.y>low.y-.05) albedo*=1.25; else if(f.y<low.y-.05&&f.y>low.y-.1) albedo*=.72; }
+    else { if(f.x>low.x-.03&&f.x<high.x+.03){ if(f.y<low.y&&f.y>low.y-.05) albedo*=1.25;
+    else if(f.y<low.y-.05&&f.y>low.y-.1) albedo*=.72; }
       if(fract(k*3.)>.7&&f.y>low.y&&f.y<high.y&&((f.x>low.x-.12&&f.x<low.x-.01)||(f.x<high.x+.12&&f.x>high.x+.01)))
         albedo=vec3(.1,.16,.12)*(.6+fract(k*29.))*(fract(f.y*40.)<.3?.6:1.); } }
   else if(m==3){ vec2 s=uv*vec2(4.5,13.0)*.6*t; s.x+=.5*mod(floor(s.y),2.0); vec2 f=fract(s);
@@ -111,15 +118,19 @@ void main(){
   else if(m==6) albedo=color*(.7+.6*fbm((ids.x<11u?world:q)*.4));
   else if(m==7){ float g=noise(vec3(q.x*2.0,q.y*2.0,q.z*2.0)*vec3(8,1.2,8)*t); albedo*=.65+.6*g; }
   else if(m==8){ float s=fract((local.x+local.z*.6)*t); albedo=s<.5?color:color2; }
-  else if(m==10){ vec2 s=uv*1.1*t; s.x+=.5*mod(floor(s.y),2.0)*step(.5,fract(seed*3.7)); vec2 f=fract(s); albedo=mix(color,color2,step(.55,hash(vec3(floor(s),seed)))*.6);
+  else if(m==10){ vec2 s=uv*1.1*t; s.x+=.5*mod(floor(s.y),2.0)*step(.5,fract(seed*3.7)); vec2 f=fract(s);
+    albedo=mix(color,color2,step(.55,hash(vec3(floor(s),seed)))*.6);
     if(f.x<.03||f.y<.03) albedo*=.72; albedo*=.85+.3*noise(vec3(uv*15.0,1)); gloss+=wetness*.4; }
-  else if(m==11){ vec2 e=abs(side.z)>.7?unit.xy:(abs(side.x)>.7?unit.yz:unit.xz); float rows=1.+floor(hash(vec3(seed,2.,5.))*2.9);
+  else if(m==11){ vec2 e=abs(side.z)>.7?unit.xy:(abs(side.x)>.7?unit.yz:unit.xz);
+    float rows=1.+floor(hash(vec3(seed,2.,5.))*2.9);
     vec2 g=(e+.5)*vec2(max(5.,6.*t),rows); float glyph=hash(vec3(floor(g),seed)); vec2 f=fract(g);
-    bool ink=glyph>.25&&f.y>.24&&f.y<.76&&f.x>.16&&f.x<.84&&abs(e.x)<.4&&abs(e.y)<.42&&(fract(glyph*7.)>.4||abs(f.x-.5)>.12)&&(fract(glyph*13.)>.3||f.y>.45);
+    bool ink=glyph>.25&&f.y>.24&&f.y<.76&&f.x>.16&&f.x<.84&&abs(e.x)<.4&&abs(e.y)<.42&&(fract(glyph*7.)>.4||abs(f.x-.5)>.12)&&
+    (fract(glyph*13.)>.3||f.y>.45);
     bool rim=fract(seed*1.7)>.5&&max(abs(e.x),abs(e.y))>.45&&max(abs(e.x),abs(e.y))<.48; albedo=ink||rim?color2:color; }
   else if(m==12){ float w=.5+.5*sin(q.x*160.0+q.y*90.)*sin(q.z*160.0); albedo*=.7+.35*fine+.12*w+.2*(fbm(q*3.)-.5); }
   else if(m==13){ float b=noise(world*vec3(22.,22.,1.))*.6+noise(world*3.)*.4, wide=fbm(world*.16+seed);
-    albedo=mix(color2,color,b+.35*(wide-.5)); albedo=mix(albedo,vec3(.34,.29,.16)*dot(color,vec3(1.)),.75*smoothstep(.52,.68,fbm(world*.45+seed*3.)));
+    albedo=mix(color2,color,b+.35*(wide-.5));
+    albedo=mix(albedo,vec3(.34,.29,.16)*dot(color,vec3(1.)),.75*smoothstep(.52,.68,fbm(world*.45+seed*3.)));
     n=normalize(n+.5*vec3(noise(world*9.)-.5,noise(world*9.+4.)-.5,0.)); }
   else if(m==14){ albedo*=.8+.35*noise(vec3(q.xy*3.0,q.z*40.0)); gloss=max(gloss,.5); }
   else if(m==15){ float f=fbm(q*vec3(18,18,40)); albedo=mix(color,color2,smoothstep(.55,.75,fbm(q*2.3))*.7)*(.65+.7*f); }
@@ -154,7 +165,8 @@ in vec2 in_corner; out vec2 corner; void main(){ corner=in_corner; gl_Position=v
 SKY_FRAGMENT = (
     COMMON
     + """
-in vec2 corner; uniform mat4 inverse_view; uniform vec3 sky_top; uniform vec3 sky_low; uniform vec3 cloud_color; uniform float clouds;
+in vec2 corner; uniform mat4 inverse_view; uniform vec3 sky_top; uniform vec3 sky_low; uniform vec3 cloud_color;
+    uniform float clouds;
 uniform vec3 sun_direction; uniform vec3 sun_color; uniform vec3 fog_color; uniform float fog_density; uniform float seed;
 layout(location=0) out vec4 out_color; layout(location=1) out uvec2 out_ids;
 void main(){
@@ -185,7 +197,8 @@ void main(){
 """
 CUTOUT_FRAGMENT = """
 #version 330 core
-in vec3 uv; in float brightness; in vec3 world; flat in uvec2 ids; uniform sampler2DArray pictures; uniform vec3 light; uniform vec3 eye;
+in vec3 uv; in float brightness; in vec3 world; flat in uvec2 ids; uniform sampler2DArray pictures; uniform vec3 light;
+    uniform vec3 eye;
 uniform vec3 fog_color; uniform float fog_density;
 layout(location=0) out vec4 out_color; layout(location=1) out uvec2 out_ids;
 void main(){ vec4 c=texture(pictures,uv); if(c.a<.5) discard; vec3 l=c.rgb/max(c.a,.01)*light*brightness;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vl4ad_model.scenes import props
+from vl4ad_model.scenes import classes, props, vehicles
 from vl4ad_model.scenes.primitives import Pen, Scene
 
 LENGTH = 110.0  # metres of street ahead of the camera
@@ -26,7 +26,7 @@ def ground(scene: Scene, r, half, walks, setting: str, surface: str, length: flo
     kerb = paving * r.uniform(0.8, 1.3)
     terrain_side = {side: setting in ("country", "highway") or r.random() < 0.4 for side in (-1, 1)}
     for y in np.arange(-9, length + 20, 3.0):
-        road = Pen(scene, r, props.ROAD, at=(0, y, 0))
+        road = Pen(scene, r, classes.ROAD, at=(0, y, 0))
         left, right = -half[-1], half[1]
         road.seed = 1.0
         road.draw(
@@ -41,16 +41,29 @@ def ground(scene: Scene, r, half, walks, setting: str, surface: str, length: flo
         for side in (-1, 1):
             edge = half[side]
             if walks[side]:
-                walk = Pen(scene, r, props.SIDEWALK, at=(0, y, 0))
+                walk = Pen(scene, r, classes.SIDEWALK, at=(0, y, 0))
                 walk.seed = 2.0 + side
-                walk.draw("box", (side * (edge + walks[side] / 2), 0, 0.02), (walks[side], 3.02, 0.26), paving, color2=paving * 0.85,
-                          material="tiles", texture=1.6)  # fmt: skip
+                walk.draw(
+                    "box",
+                    (side * (edge + walks[side] / 2), 0, 0.02),
+                    (walks[side], 3.02, 0.26),
+                    paving,
+                    color2=paving * 0.85,
+                    material="tiles",
+                    texture=1.6,
+                )
                 walk.draw("box", (side * (edge + 0.07), 0, 0.022), (0.16, 3.02, 0.27), kerb, material="asphalt", texture=2)
                 edge += walks[side]
-            beyond = Pen(scene, r, props.TERRAIN if terrain_side[side] else props.SIDEWALK, at=(0, y, 0))
+            beyond = Pen(scene, r, classes.TERRAIN if terrain_side[side] else classes.SIDEWALK, at=(0, y, 0))
             beyond.seed = 5.0 + side
-            beyond.draw("box", (side * (edge + 30), 0, -0.02), (60, 3.02, 0.2), green if terrain_side[side] else paving * 0.9,
-                        color2=green * 0.5 if terrain_side[side] else paving * 0.8, material="grass" if terrain_side[side] else "tiles")  # fmt: skip
+            beyond.draw(
+                "box",
+                (side * (edge + 30), 0, -0.02),
+                (60, 3.02, 0.2),
+                green if terrain_side[side] else paving * 0.9,
+                color2=green * 0.5 if terrain_side[side] else paving * 0.8,
+                material="grass" if terrain_side[side] else "tiles",
+            )
 
 
 def markings(scene: Scene, r, lanes: int, lane_width: float, half: float, length: float = LENGTH) -> None:
@@ -58,7 +71,7 @@ def markings(scene: Scene, r, lanes: int, lane_width: float, half: float, length
     if r.random() < 0.12:
         return
     paint = np.full(3, r.uniform(0.6, 0.95)) if r.random() < 0.85 else np.array((0.85, 0.65, 0.1))
-    pen = Pen(scene, r, props.ROAD)
+    pen = Pen(scene, r, classes.ROAD)
     step, dash = r.uniform(6, 12), r.uniform(2, 4)
     wear = {"material": "asphalt", "texture": 2.0}
     for i in range(1, lanes):
@@ -96,14 +109,22 @@ def horizon(scene: Scene, r, setting: str, length: float = LENGTH) -> None:
         wide, y = r.uniform(12, 40), length + r.uniform(8, 25)
         roll = r.random()
         if roll < (0.25 if setting in ("city", "suburb") else 0.05):
-            props.building(Pen(scene, r, props.BUILDING, at=(x, y, 0), yaw=np.pi / 2), r, wide, 12, r.uniform(8, 35))
+            props.building(Pen(scene, r, classes.BUILDING, at=(x, y, 0), yaw=np.pi / 2), r, wide, 12, r.uniform(8, 35))
         elif roll < 0.85:
             green = np.array((0.16, 0.25, 0.09)) * r.uniform(0.6, 1.3)
-            pen, tall = Pen(scene, r, props.VEGETATION, at=(x, y, 0)), r.uniform(5, 18)
+            pen, tall = Pen(scene, r, classes.VEGETATION, at=(x, y, 0)), r.uniform(5, 18)
             for _ in range(4):
                 s = wide * r.uniform(0.3, 0.6)
-                pen.draw("sphere", (r.uniform(-0.5, 0.5) * wide, 0, 0), (s, 10, tall * r.uniform(1.2, 2)), green, color2=green * 0.5,
-                         material="foliage", displacement=0.3, texture=0.15)  # fmt: skip
+                pen.draw(
+                    "sphere",
+                    (r.uniform(-0.5, 0.5) * wide, 0, 0),
+                    (s, 10, tall * r.uniform(1.2, 2)),
+                    green,
+                    color2=green * 0.5,
+                    material="foliage",
+                    displacement=0.3,
+                    texture=0.15,
+                )
         x += wide * 0.8
 
 
@@ -120,11 +141,11 @@ def roadside(scene: Scene, r, side: int, half: float, walk: float, setting: str,
             height = r.uniform(8, 28) if setting == "city" else r.uniform(3.5, 9)
             x = x0 + r.uniform(0, 3)
             props.building(
-                Pen(scene, r, props.BUILDING, at=(side * x, y + width / 2, 0), yaw=heading), r, width * 0.96, 12, height, night
+                Pen(scene, r, classes.BUILDING, at=(side * x, y + width / 2, 0), yaw=heading), r, width * 0.96, 12, height, night
             )
         elif r.random() < 0.9:
             for _ in range(int(r.integers(2, 7))):
-                props.tree(Pen(scene, r, props.VEGETATION, at=(side * (x0 + r.uniform(2, 22)), y + r.uniform(0, width), 0)), r)
+                props.tree(Pen(scene, r, classes.VEGETATION, at=(side * (x0 + r.uniform(2, 22)), y + r.uniform(0, width), 0)), r)
         y += width
     # a wall, hedge or fence along the edge
     if r.random() < 0.55:
@@ -134,13 +155,13 @@ def roadside(scene: Scene, r, side: int, half: float, walk: float, setting: str,
                 at = (side * (edge + 0.25), y, 0.0)
                 if kind == "wall":
                     state = np.random.default_rng(int(abs(edge) * 1e6))
-                    props.wall(Pen(scene, r, props.WALL, at=at), state, 4.05)
+                    props.wall(Pen(scene, r, classes.WALL, at=at), state, 4.05)
                 elif kind == "fence":
                     state = np.random.default_rng(int(abs(edge) * 1e6))
-                    props.fence(Pen(scene, r, props.FENCE, at=at, yaw=0 if side > 0 else np.pi), state, 4.05)
+                    props.fence(Pen(scene, r, classes.FENCE, at=at, yaw=0 if side > 0 else np.pi), state, 4.05)
                 else:
                     state = np.random.default_rng(int(abs(edge) * 1e6))
-                    props.hedge(Pen(scene, r, props.VEGETATION, at=at), state, 4.05)
+                    props.hedge(Pen(scene, r, classes.VEGETATION, at=at), state, 4.05)
     trees = r.random() < 0.6
     spacing = r.uniform(7, 16)
     for y in np.arange(r.uniform(4, 12), length - 10, spacing):
@@ -148,22 +169,22 @@ def roadside(scene: Scene, r, side: int, half: float, walk: float, setting: str,
         place = (x, y + r.normal(0, 1.0), 0.1)
         roll = r.random()
         if trees and roll < 0.5:
-            props.tree(Pen(scene, r, props.VEGETATION, at=place, scale=r.uniform(0.6, 1)), r)
+            props.tree(Pen(scene, r, classes.VEGETATION, at=place, scale=r.uniform(0.6, 1)), r)
         elif roll < 0.68:
-            props.street_lamp(Pen(scene, r, props.POLE, at=place, yaw=heading), r, night)
+            props.street_lamp(Pen(scene, r, classes.POLE, at=place, yaw=heading), r, night)
         elif roll < 0.86:
-            props.traffic_sign(Pen(scene, r, props.SIGN, at=place, yaw=r.normal(0, 0.25)), r)
+            props.traffic_sign(Pen(scene, r, classes.SIGN, at=place, yaw=r.normal(0, 0.25)), r)
         elif roll < 0.95:
-            props.bollard(Pen(scene, r, props.POLE, at=place), r)
+            props.bollard(Pen(scene, r, classes.POLE, at=place), r)
         if r.random() < 0.25:
-            props.bush(Pen(scene, r, props.VEGETATION, at=(side * (edge + r.uniform(0.6, 4)), y, 0)), r)
+            props.bush(Pen(scene, r, classes.VEGETATION, at=(side * (edge + r.uniform(0.6, 4)), y, 0)), r)
     if r.random() < 0.45:
         for _ in range(int(r.integers(1, 3))):
             at = (side * (half + 0.5), r.uniform(9, 35), 0.1)
-            props.traffic_light(Pen(scene, r, props.LIGHT, at=at, yaw=(0.0 if side > 0 else np.pi * 0) + r.normal(0, 0.1)), r)
+            props.traffic_light(Pen(scene, r, classes.LIGHT, at=at, yaw=(0.0 if side > 0 else np.pi * 0) + r.normal(0, 0.1)), r)
     if setting in ("city", "country") and r.random() < 0.12:
         at = (side * (edge + r.uniform(2, 4)), r.uniform(10, 30), 0.0)
-        props.train(Pen(scene, r, props.TRAIN, at=at, yaw=r.normal(0, 0.02)), r, night)
+        vehicles.train(Pen(scene, r, classes.TRAIN, at=at, yaw=r.normal(0, 0.02)), r, night)
 
 
 def parked(scene: Scene, r, side: int, half: float, length: float = LENGTH) -> None:
@@ -171,7 +192,7 @@ def parked(scene: Scene, r, side: int, half: float, length: float = LENGTH) -> N
     y = r.uniform(3, 9)
     while y < length * 0.8:
         if r.random() < 0.75:
-            draw, class_id = (props.car, props.CAR) if r.random() < 0.9 else (props.truck, props.TRUCK)
+            draw, class_id = (vehicles.car, classes.CAR) if r.random() < 0.9 else (vehicles.truck, classes.TRUCK)
             heading = r.normal(0, 0.03) + (np.pi if side > 0 else 0)
             draw(Pen(scene, r, class_id, at=(side * (half - 1.05), y, 0), yaw=heading, scale=0.95), r, 0.0)
         y += r.uniform(5.3, 9)

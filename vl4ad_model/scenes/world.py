@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from vl4ad_model.scenes import props, street
+from vl4ad_model.scenes import classes, people, street, vehicles
+from vl4ad_model.scenes.classes import HAZARD_CLASS
 from vl4ad_model.scenes.hazard_shapes import SHAPES
 from vl4ad_model.scenes.hazards import HELD_OUT, SEEN
 from vl4ad_model.scenes.primitives import Pen, Scene
 
-HAZARD_CLASS = 100  # hazards carry this class; the instance says which one
+WEATHER = ("clear", "cloudy", "overcast", "rain", "fog", "snow", "dusk", "night")
 
 
 @dataclass
@@ -51,7 +52,7 @@ class Actor:
     """Something that moves along the street: drawn anew at every moment, always from the same seed.
 
     Attributes:
-        draw: a function of props.py; `night` and (for people) `walked` are passed by name where it takes them.
+        draw: a function of vehicles.py or people.py; `night` and (for people) `walked` are passed by name where it takes them.
         speed: along y, m/s.
     """
 
@@ -72,7 +73,7 @@ class Actor:
             return
         r = np.random.default_rng(self.seed)
         options = dict(self.options)
-        if self.draw is props.person:
+        if self.draw is people.person:
             options["walked"] = abs(self.speed) * seconds
         self.draw(Pen(scene, r, self.class_id, at=(x, y, z), yaw=self.yaw, tilt=self.tilt), r, **options)
 
@@ -116,8 +117,7 @@ class World:
 
 def make_light(r, kind: str | None = None) -> Light:
     """Clear, cloudy, rain, fog, snow, dusk or night."""
-    kinds = ["clear", "cloudy", "overcast", "rain", "fog", "snow", "dusk", "night"]
-    drawn = str(r.choice(kinds, p=[0.3, 0.25, 0.18, 0.07, 0.05, 0.04, 0.07, 0.04]))
+    drawn = str(r.choice(WEATHER, p=[0.3, 0.25, 0.18, 0.07, 0.05, 0.04, 0.07, 0.04]))
     kind = kind or drawn
     elevation, azimuth = r.uniform(0.25, 1.3), r.uniform(0, 2 * np.pi)
     if kind == "dusk":
@@ -215,21 +215,27 @@ def _free(taken: list, x: float, y: float, space: float) -> bool:
 
 
 def _traffic(world: World, r, lanes: int, lane_width: float, taken: list) -> None:
-    choices = [(props.car, props.CAR, 4.6), (props.truck, props.TRUCK, 9.0), (props.bus, props.BUS, 12.0), (props.train, props.TRAIN, 45.0),
-               (props.rider, props.RIDER, 2.0), (props.motorcycle, props.MOTORCYCLE, 2.2)]  # fmt: skip
+    choices = [
+        (vehicles.car, classes.CAR, 4.6),
+        (vehicles.truck, classes.TRUCK, 9.0),
+        (vehicles.bus, classes.BUS, 12.0),
+        (vehicles.train, classes.TRAIN, 45.0),
+        (people.rider, classes.RIDER, 2.0),
+        (vehicles.motorcycle, classes.MOTORCYCLE, 2.2),
+    ]
     weights = np.array([0.56, 0.14, 0.09, 0.03, 0.14, 0.04])
     for _ in range(int(r.integers(0, 9))):
         draw, class_id, space = choices[int(r.choice(6, p=weights))]
         lane = int(r.integers(0, lanes))
         x, y = (lane - (lanes - 1) / 2) * lane_width + r.normal(0, 0.15), r.uniform(7, 80) + space / 2
-        if class_id == props.TRAIN:
+        if class_id == classes.TRAIN:
             y = r.uniform(14, 40)
         if not _free(taken, x, y, space):
             continue
         taken.append((x, y, space))
         oncoming = lanes > 1 and lane < lanes / 2
         yaw = (0.0 if oncoming else np.pi) + r.normal(0, 0.04) + (r.uniform(-1.5, 1.5) if r.random() < 0.06 and space < 10 else 0)
-        if class_id == props.TRAIN:
+        if class_id == classes.TRAIN:
             yaw = r.normal(0, 0.01)
         options = {"night": world.light.night}
         world.actors.append(Actor(draw, class_id, (x, y, 0.0), yaw, 0.0, int(r.integers(2**31)), options))
@@ -247,8 +253,8 @@ def _people(world: World, r, half, walks, taken) -> None:
                 continue
         roll = r.random()
         draw, class_id, lean = (
-            (props.person, props.PERSON, 0.0) if roll < 0.8 else (props.bicycle, props.BICYCLE, 0.1) if roll < 0.93 else
-            (props.motorcycle, props.MOTORCYCLE, 0.12)
+            (people.person, classes.PERSON, 0.0) if roll < 0.8 else (vehicles.bicycle, classes.BICYCLE, 0.1) if roll < 0.93 else
+            (vehicles.motorcycle, classes.MOTORCYCLE, 0.12)
         )  # fmt: skip
         world.actors.append(Actor(draw, class_id, (x, y, z), r.uniform(0, 2 * np.pi), 0.0, int(r.integers(2**31)), {}, (0.0, lean)))
 
@@ -283,5 +289,17 @@ def _cutout(world: World, r, names: list[str], at, height: float) -> None:
     instance = len(world.hazards) + 1
     world.hazards[instance] = (name, "cutout")
     flip = float(r.choice([-1, 1]))
-    world.cutouts.append((at[0], at[1], at[2], r.normal(0, 0.25), flip * height, height, world.pictures.index(name), r.uniform(0.7, 1.1),
-                          HAZARD_CLASS, instance))  # fmt: skip
+    world.cutouts.append(
+        (
+            at[0],
+            at[1],
+            at[2],
+            r.normal(0, 0.25),
+            flip * height,
+            height,
+            world.pictures.index(name),
+            r.uniform(0.7, 1.1),
+            HAZARD_CLASS,
+            instance,
+        )
+    )

@@ -1,0 +1,187 @@
+"""Rendered scenes: the same seed gives the same frame, labels are exact, and what is held out stays out of training."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+pytest.importorskip("moderngl", reason="rendering is an extra: pip install '.[scenes]'")
+
+from vl4ad_model.errors import SceneError
+from vl4ad_model.scenes.classes import FIRST_HAZARD, HAZARD_CLASS
+from vl4ad_model.scenes.cutouts import is_held_out, names_of
+from vl4ad_model.scenes.dataset import Recipe, make_frame
+from vl4ad_model.scenes.hazard_shapes import SHAPES
+from vl4ad_model.scenes.hazards import BY_NAME, GENERIC_PROMPTS, HAZARD_TYPES, HELD_OUT, SEEN
+from vl4ad_model.scenes.renderer import Renderer
+from vl4ad_model.scenes.world import make_world, place_hazard
+
+SMALL = {"height": 96, "width": 160}
+KNOWN = 19
+
+
+def vl4ad(*arguments, cwd, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "vl4ad_model.cli", "scenes", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "120", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of cut-outs as the npm package has them: a cow, a bucket, a sofa and a speedboat, called by code point."""
+    folder = tmp_path_factory.mktemp("cutouts")
+    for index, code in enumerate(("1f404", "1faa3", "1f6cb-fe0f", "1f6a4")):
+        picture = Image.new("RGBA", (256, 256))
+        ImageDraw.Draw(picture).ellipse((30, 40, 220, 230), fill=(40 * index + 60, 90, 200 - 40 * index, 255))
+        picture.save(folder / f"{code}.png")
+    return folder
+
+
+def test_a_seed_gives_one_frame():
+    recipe = Recipe(**SMALL)
+    first = make_frame(recipe, 41)
+    make_frame(recipe, 42)
+    again = make_frame(recipe, 41)
+    assert np.array_equal(first[0], again[0])
+    assert np.array_equal(first[1], again[1])
+    assert first[2] == again[2]
+    assert not np.array_equal(first[0], make_frame(recipe, 42)[0])
+
+
+def test_labels_are_known_classes_and_numbered_hazards():
+    seen_classes = np.zeros(256, bool)
+    for seed in range(60, 70):
+        rgb, labels, info = make_frame(Recipe(**SMALL, split="seen"), seed)
+        assert rgb.shape == (96, 160, 3)
+        assert rgb.dtype == labels.dtype == np.uint8
+        values, counts = np.unique(labels, return_counts=True)
+        seen_classes[values] = True
+        numbered = {str(value): int(count) for value, count in zip(values, counts, strict=True) if value >= KNOWN}
+        assert numbered == {number: hazard["pixels"] for number, hazard in info["hazards"].items()}
+        assert [int(number) for number in info["hazards"]] == list(range(FIRST_HAZARD, FIRST_HAZARD + len(numbered)))
+        assert {hazard["split"] for hazard in info["hazards"].values()} <= {"seen"}
+    assert seen_classes[:KNOWN].all(), f"never seen: {np.flatnonzero(~seen_classes[:KNOWN])}"
+
+
+def test_the_label_of_a_hazard_is_where_the_hazard_is_drawn():
+    """Outside its label nothing else has changed its class, and without it there is no such label."""
+    renderer = Renderer(96, 160)
+    world = make_world(7, split="seen", quiet=True)
+    without = renderer.render(world.at(0.0))
+    ahead = world.camera.target - world.camera.position
+    x, y = world.camera.position[0] + ahead[0] * 7, 7.0
+    place_hazard(world, np.random.default_rng(3), "refrigerator", (x, y, 0.0))
+    drawn = renderer.render(world.at(0.0))
+    covered = drawn.class_ids == HAZARD_CLASS
+    assert covered.sum() > 50
+    assert (drawn.instances[covered] == 1).all()
+    assert not (without.class_ids == HAZARD_CLASS).any()
+    assert np.array_equal(drawn.class_ids[~covered], without.class_ids[~covered])
+
+
+def test_quiet_frames_have_nothing_unusual(pictures):
+    for seed in range(5):
+        _, labels, info = make_frame(Recipe(**SMALL, split="quiet", cutouts=str(pictures)), seed)
+        assert info["hazards"] == {}
+        assert labels.max() < KNOWN
+
+
+def test_training_never_sees_what_is_held_out(pictures):
+    wanted = [name for name in names_of(pictures) if not is_held_out(name)]
+    names = {name for seed in range(25) for name, _ in make_world(seed, split="train", cutout_names=wanted).hazards.values()}
+    assert len(names) > 12
+    assert names <= {*SEEN, "cow", "bucket"}
+    for split, seeds, allowed in (("train", range(4), "seen"), ("held_out", range(2), "held_out")):
+        for seed in seeds:
+            _, _, info = make_frame(Recipe(**SMALL, split=split, cutouts=str(pictures)), seed)
+            assert {hazard["split"] for hazard in info["hazards"].values()} <= {allowed}
+
+
+def test_cut_outs_are_named_and_split(pictures, tmp_path):
+    assert set(names_of(pictures)) == {"cow", "bucket", "sofa", "speedboat"}
+    assert [is_held_out(name) for name in ("cow", "sofa", "speedboat", "umbrella")] == [False, True, True, False]
+    with pytest.raises(SceneError, match="fluent-emoji-3d"):
+        names_of(tmp_path)
+
+
+def test_the_hazard_types_are_many_and_their_words_apart():
+    assert len(HAZARD_TYPES) >= 40
+    assert set(SHAPES) == set(BY_NAME)
+    assert len(HELD_OUT) == 12
+    trained = {term for hazard in HAZARD_TYPES if not hazard.held_out for term in (hazard.name, *hazard.synonyms)}
+    for hazard in HAZARD_TYPES:
+        assert not trained & set(hazard.unheard)
+        if hazard.held_out:
+            assert not trained & {hazard.name, *hazard.synonyms}
+    every = trained | {term for name in HELD_OUT for term in (name, *BY_NAME[name].synonyms)}
+    assert not every & {term for prompt in GENERIC_PROMPTS for term in prompt.split("|")}
+    assert not set(SEEN) & set(HELD_OUT)
+
+
+def test_render_goes_on_where_it_stopped_and_workers_agree(tmp_path):
+    options = ("--count", 4, "--seed", 11, "--height", 96, "--width", 160)
+    done = vl4ad("render", "--out", "a", *options, "--workers", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "4 frames in a" in done.stdout
+    folder = tmp_path / "a"
+    times = {path.name: path.stat().st_mtime_ns for path in (folder / "frames").iterdir()}
+    (folder / "frames" / "000013.json").unlink()  # a frame counts as whole once its JSON is there
+    before = (folder / "images" / "000013.jpg").read_bytes()
+    (folder / "images" / "000013.jpg").write_bytes(before[:100])
+    again = vl4ad("render", "--out", "a", *options, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert (folder / "images" / "000013.jpg").read_bytes() == before  # rendered again by another process: the same bytes
+    kept = {path.name: path.stat().st_mtime_ns for path in (folder / "frames").iterdir()}
+    assert [name for name in sorted(times) if kept[name] != times[name]] == ["000013.json"]
+    _, labels, info = make_frame(Recipe(96, 160), 12)
+    assert np.array_equal(np.asarray(Image.open(folder / "labels" / "000012.png")), labels)
+    assert json.loads((folder / "frames" / "000012.json").read_text()) == info
+    other = vl4ad("render", "--out", "a", *options, "--split", "quiet", cwd=tmp_path)
+    assert other.returncode == 2
+    assert other.stderr.strip().splitlines()[-1] == "vl4ad: a holds frames with split train, not quiet: name another folder"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("render", "--out", "x", "--split", "odd"), "split 'odd' is unknown: use train, seen, held_out, quiet"),
+        (("render", "--out", "x", "--count", "0"), "count and workers must be at least 1"),
+        (("render", "--out", "x", "--cutouts", "."), "unpack the npm package @lobehub/fluent-emoji-3d"),
+        (("bag", "--out", "x", "--hazards", "tyre,unicorn"), "hazard type 'unicorn' is unknown: use tyre, "),
+        (("bag", "--out", "x", "--weather", "hail"), "weather 'hail' is unknown: use clear, "),
+        (("bag", "--out", "x", "--seconds", "0"), "a drive lasts up to 300 s"),
+    ],
+)
+def test_mistakes_get_one_clear_line(tmp_path, arguments, words):
+    done = vl4ad(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_without_egl_one_line_says_what_to_install(tmp_path):
+    nowhere = str(tmp_path / "nowhere")
+    done = vl4ad("render", "--out", "x", "--count", 2, cwd=tmp_path, __EGL_VENDOR_LIBRARY_DIRS=nowhere)
+    assert done.returncode == 2
+    assert "install libegl1 and libgl1-mesa-dri" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_moderngl_one_line_says_what_to_install(tmp_path):
+    (tmp_path / "moderngl.py").write_text("raise ModuleNotFoundError(\"No module named 'moderngl'\", name='moderngl')\n")
+    done = vl4ad("render", "--out", "x", "--count", 2, cwd=tmp_path, PYTHONPATH=os.pathsep.join((str(tmp_path), *sys.path)))
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == (
+        "vl4ad: rendering scenes needs the package 'moderngl': pip install 'vl4ad_ros[scenes]'"
+    )
+    assert "Traceback" not in done.stderr

@@ -18,7 +18,8 @@ from vl4ad_model.evaluation import exact_metrics as exact
 from vl4ad_model.evaluation import pixel_metrics as pixel
 from vl4ad_model.evaluation import scored_pixels
 from vl4ad_model.evaluation.label_metrics import confusion_matrix, label_metrics
-from vl4ad_model.evaluation.scored_pixels import sort_pixels
+from vl4ad_model.evaluation.ordered_scores import OrderedScores
+from vl4ad_model.evaluation.scored_pixels import split_pixels
 
 DATA = Path(__file__).parent / "data" / "metrics"
 PUBLISHED = json.loads((DATA / "cases.json").read_text())
@@ -36,8 +37,8 @@ def _generator() -> ModuleType:
 CASES = _generator().generate()
 
 
-def smiyc_pixels(frames, *, sort=sort_pixels, module=pixel):
-    return module.pixel_metrics(module.merge_pixel_counts(module.count_pixels(sort(s, y)) for s, y in frames))
+def smiyc_pixels(frames, *, split=split_pixels, module=pixel):
+    return module.pixel_metrics(module.merge_pixel_counts(module.count_pixels(split(s, y)) for s, y in frames))
 
 
 def smiyc_components(frames, threshold, track, module=components):
@@ -45,8 +46,8 @@ def smiyc_components(frames, threshold, track, module=components):
     return module.component_metrics(module.merge_components(parts))
 
 
-def fishyscapes(frames, *, sort=sort_pixels, module=exact):
-    return module.exact_metrics_of([sort(s, y) for s, y in frames])
+def fishyscapes(frames, *, split=split_pixels, module=exact):
+    return module.exact_metrics_of([split(s, y) for s, y in frames])
 
 
 def pixel_errors(metrics, case) -> list[float]:
@@ -145,8 +146,8 @@ MISTAKES = {
     "a detection of exactly the overlap is false": (components, "ppv < overlap", "ppv <= overlap"),
     "ignored pixels are ordinary": (
         scored_pixels,
-        "np.sort(values[labels == ORDINARY])",
-        "np.sort(values[labels != ANOMALY]); labels = np.where(labels == IGNORE, np.uint8(0), labels)",
+        "OrderedScores(values[labels == ORDINARY])",
+        "OrderedScores(values[labels != ANOMALY]); labels = np.where(labels == IGNORE, np.uint8(0), labels)",
     ),
     "equal thresholds of different frames stay apart": (
         pixel,
@@ -162,7 +163,11 @@ MISTAKES = {
         "np.sum(np.diff(recall) * (precision[1:] + precision[:-1]) / 2)",
     ),
     "FPR after 95 % recall is passed": (pixel, "np.searchsorted(recall, 0.95)", "np.searchsorted(recall, 0.95) + 1"),
-    "Fishyscapes: ties with ordinary pixels count in favour": (exact, 'thresholds, side="left"', 'thresholds, side="right"'),
+    "Fishyscapes: ties with ordinary pixels count in favour": (
+        exact,
+        "count_below(thresholds),",
+        "count_below(thresholds, or_equal=True),",
+    ),
     "Fishyscapes: a tie counts nothing in the area": (exact, "tied * 0.5", "tied * 0.0"),
 }
 
@@ -177,13 +182,13 @@ def _changed(module: ModuleType, old: str, new: str) -> ModuleType:
     return other
 
 
-def _worst(pixel_module=pixel, exact_module=exact, component_module=components, sort=sort_pixels) -> float:
+def _worst(pixel_module=pixel, exact_module=exact, component_module=components, split=split_pixels) -> float:
     """The largest difference from any published number, as far as it is clear which module is to blame."""
     errors = []
     for name, frames in CASES.items():
         published = PUBLISHED["cases"][name]["float32"]
-        errors += pixel_errors(smiyc_pixels(frames, sort=sort, module=pixel_module), published)
-        errors += exact_errors(fishyscapes(frames, sort=sort, module=exact_module), published)
+        errors += pixel_errors(smiyc_pixels(frames, split=split, module=pixel_module), published)
+        errors += exact_errors(fishyscapes(frames, split=split, module=exact_module), published)
         for track, title in TRACKS.items():
             for kind in (f"components_{title}", f"components_{title}_fixed_threshold"):
                 got = smiyc_components(frames, published[kind]["threshold"], track, component_module)
@@ -196,7 +201,7 @@ def test_a_classic_mistake_changes_a_published_number(mistake):
     module, old, new = MISTAKES[mistake]
     changed = _changed(module, old, new)
     name = {pixel: "pixel_module", exact: "exact_module", components: "component_module"}.get(module)
-    worst = _worst(**{name: changed}) if name else _worst(sort=changed.sort_pixels)
+    worst = _worst(**{name: changed}) if name else _worst(split=changed.split_pixels)
     assert worst > 1e-9, f"nothing notices that {mistake}"
 
 
@@ -265,7 +270,7 @@ def test_nan_in_ignored_pixels_is_harmless_and_elsewhere_names_the_frame():
     for bad in (np.nan, np.inf, -np.inf):
         scores[200, 200] = bad
         with pytest.raises(EvaluationError, match=r"lane_7: 1 scores are NaN or infinite"):
-            sort_pixels(scores, labels, "lane_7")
+            split_pixels(scores, labels, "lane_7")
 
 
 @pytest.mark.parametrize(
@@ -281,7 +286,7 @@ def test_nan_in_ignored_pixels_is_harmless_and_elsewhere_names_the_frame():
 )
 def test_arrays_that_are_no_frame_are_refused_by_name(scores, labels, message):
     with pytest.raises(EvaluationError, match=f"frame_3: .*{message}"):
-        sort_pixels(scores, labels, "frame_3")
+        split_pixels(scores, labels, "frame_3")
 
 
 def test_scores_of_any_range_are_fine_and_only_their_order_matters_to_the_exact_metrics():
@@ -331,18 +336,16 @@ def _same(one, other):
 @given(frames_and_a_partition())
 def test_any_partition_and_order_of_frames_gives_the_same_numbers(case):
     frames, groups = case
-    sorted_pixels = [sort_pixels(scores, labels) for scores, labels in frames]
+    pixels = [split_pixels(scores, labels) for scores, labels in frames]
     whole = smiyc_pixels(frames)
-    counts = [pixel.merge_pixel_counts(pixel.count_pixels(sorted_pixels[i]) for i in group) for group in groups]
+    counts = [pixel.merge_pixel_counts(pixel.count_pixels(pixels[i]) for i in group) for group in groups]
     merged = pixel.pixel_metrics(pixel.merge_pixel_counts(counts))
     for name in ("auprc", "fpr95", "auroc", "best_f1", "best_f1_threshold", "tpr95_threshold"):
         assert _same(getattr(whole, name), getattr(merged, name)), name
 
-    anomalous = exact.merge_anomalous(
-        exact.merge_anomalous(exact.count_anomalous(sorted_pixels[i]) for i in group) for group in groups
-    )
+    anomalous = exact.merge_anomalous(exact.merge_anomalous(exact.count_anomalous(pixels[i]) for i in group) for group in groups)
     ordinary = exact.merge_ordinary(
-        exact.merge_ordinary(exact.count_ordinary(sorted_pixels[i], anomalous.distinct) for i in group) for group in groups if group
+        exact.merge_ordinary(exact.count_ordinary(pixels[i], anomalous.distinct) for i in group) for group in groups if group
     )
     for one, other in zip(vars(exact.exact_metrics(anomalous, ordinary)).values(), vars(fishyscapes(frames)).values(), strict=True):
         assert _same(one, other)
@@ -376,6 +379,35 @@ def test_exact_metrics_equal_a_plain_count_over_every_threshold(case):
         fpr = fp / (~truth).sum()
         assert got.auroc == pytest.approx(np.trapezoid(tp / truth.sum(), fpr), abs=1e-12)
         assert got.fpr95 == pytest.approx(fpr[np.argmax(tp / truth.sum() >= 0.95)], abs=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    kind=st.sampled_from(["uniform", "ties", "spike", "far outlier", "two values", "negative"]),
+    size=st.integers(65_536, 90_000),
+)
+def test_scores_can_be_asked_as_if_they_were_sorted(seed, kind, size):
+    rng = np.random.default_rng(seed)
+    scores = rng.random(size, dtype=np.float32)
+    if kind == "ties":
+        scores = np.round(scores, 2)
+    elif kind == "spike":
+        scores[: size * 9 // 10] *= np.float32(1e-6)
+    elif kind == "far outlier":
+        scores[0] = 1e30
+    elif kind == "two values":
+        scores = np.where(scores > 0.3, np.float32(1), np.nextafter(np.float32(1), np.float32(0)))
+    elif kind == "negative":
+        scores = -np.exp(scores * 20)
+    plain = np.sort(scores)
+    ranks = rng.integers(0, size, 300)
+    thresholds = np.concatenate([rng.choice(scores, 200), np.float32([-np.inf, np.inf, scores.min(), scores.max(), 0, 0.5])])
+    asked = OrderedScores(scores)
+    assert (asked.at(ranks) == plain[ranks]).all()
+    assert (asked.count_below(thresholds) == np.searchsorted(plain, thresholds, side="left")).all()
+    assert (asked.count_below(thresholds, or_equal=True) == np.searchsorted(plain, thresholds, side="right")).all()
+    assert (asked.count_below(np.resize(thresholds, 5000)) == np.searchsorted(plain, np.resize(thresholds, 5000))).all()
 
 
 # --- class labels -----------------------------------------------------------------------------------------------------------

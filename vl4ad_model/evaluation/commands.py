@@ -340,3 +340,25 @@ def _print_summary(document: dict[str, Any]) -> None:
     if stored["float16"]:
         table.add_row("scores stored as", f"float16 in {stored['float16']} frames, evaluated as stored")
     Console().print(table)
+
+
+def benchmark_metrics(
+    repeat: Annotated[int, typer.Option(min=1, help="Runs; the fastest is shown.")] = 3,
+    frames: Annotated[int, typer.Option(min=1, help="Frames of 1024 x 2048.")] = 20,
+    json_file: JsonFile = None,
+) -> None:
+    """Seconds of the anomaly metrics for 20 frames of 1024 x 2048, single process."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from vl4ad_model.evaluation.benchmark_metrics import measure
+
+    rows = measure(repeat, frames)
+    table = Table(
+        "what", "seconds", "CPU seconds", "public code, 20 frames", title=f"{frames} frames of 1024 x 2048, best of {repeat}"
+    )
+    for row in rows:
+        table.add_row(row["what"], f"{row['seconds']:.2f}", f"{row['cpu_seconds']:.2f}", row["public"])
+    Console().print(table)
+    if json_file:
+        _write_json(json_file, rows)

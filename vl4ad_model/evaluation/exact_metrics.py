@@ -46,7 +46,7 @@ class ExactMetrics:
 
 def count_anomalous(pixels: ScoredPixels) -> AnomalousScores:
     """First round, one frame."""
-    return AnomalousScores(*np.unique(pixels.anomalous, return_counts=True))
+    return AnomalousScores(*np.unique(pixels.anomalous.sorted(), return_counts=True))
 
 
 def merge_anomalous(parts: Iterable[AnomalousScores]) -> AnomalousScores:
@@ -64,9 +64,9 @@ def count_ordinary(pixels: ScoredPixels, thresholds: np.ndarray) -> OrdinaryCoun
     """Second round, one frame; `thresholds` are the distinct anomalous scores of ALL frames."""
     ordinary = pixels.ordinary
     return OrdinaryCounts(
-        ordinary.size - np.searchsorted(ordinary, thresholds, side="left"),
-        ordinary.size - np.searchsorted(ordinary, thresholds, side="right"),
-        int(ordinary.size),
+        ordinary.size - ordinary.count_below(thresholds),
+        ordinary.size - ordinary.count_below(thresholds, or_equal=True),
+        ordinary.size,
     )
 
 

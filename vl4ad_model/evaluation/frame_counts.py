@@ -18,7 +18,7 @@ from vl4ad_model.evaluation.exact_metrics import AnomalousScores, OrdinaryCounts
 from vl4ad_model.evaluation.label_files import LabelMap
 from vl4ad_model.evaluation.label_metrics import confusion_matrix
 from vl4ad_model.evaluation.pixel_metrics import PixelCounts
-from vl4ad_model.evaluation.scored_pixels import sort_pixels
+from vl4ad_model.evaluation.scored_pixels import split_pixels
 
 METRICS = ("pixel", "components", "fishyscapes", "miou")
 HISTOGRAM_BINS = 80
@@ -30,7 +30,7 @@ class FirstCounts(NamedTuple):
     Attributes:
         pixels: the benchmark's bins.
         anomalous: distinct anomalous scores; empty unless Fishyscapes' metrics are wanted.
-        average_precision: exact AP of this frame alone, NaN without anomalies: ranks frames in reports.
+        auprc: of this frame alone, NaN without anomalies: ranks frames in reports.
         low, high: lowest and highest score that counts, NaN where none does.
         stored_dtype: "float16" or "float32".
         confusion: (K, K + 1) int64, or None where no classes are labelled or predicted.
@@ -38,7 +38,7 @@ class FirstCounts(NamedTuple):
 
     pixels: PixelCounts
     anomalous: AnomalousScores
-    average_precision: float
+    auprc: float
     low: float
     high: float
     stored_dtype: str
@@ -55,7 +55,7 @@ class FirstCounts(NamedTuple):
             sizes=np.array([self.pixels.positives, self.pixels.negatives], np.int64),
             distinct=self.anomalous.distinct,
             distinct_pixels=self.anomalous.pixels,
-            numbers=np.array([self.average_precision, self.low, self.high]),
+            numbers=np.array([self.auprc, self.low, self.high]),
             stored_dtype=np.array(self.stored_dtype),
         )
         np.savez(stream, **arrays)  # type: ignore[arg-type]
@@ -65,11 +65,11 @@ class FirstCounts(NamedTuple):
     def from_bytes(cls, content: bytes) -> FirstCounts:
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             positives, negatives = stored["sizes"].tolist()
-            average_precision, low, high = stored["numbers"].tolist()
+            auprc, low, high = stored["numbers"].tolist()
             return cls(
                 PixelCounts(stored["thresholds"], stored["true_positives"], stored["false_positives"], positives, negatives),
                 AnomalousScores(stored["distinct"], stored["distinct_pixels"]),
-                average_precision,
+                auprc,
                 low,
                 high,
                 str(stored["stored_dtype"]),
@@ -136,18 +136,18 @@ def count_first(
     Raises:
         EvaluationError: the frame cannot be evaluated.
     """
-    pixels = sort_pixels(scores, labels.anomaly, name)
-    alone = exact_metrics.exact_metrics_of([pixels])
-    ends = [float(end) for part in (pixels.anomalous, pixels.ordinary) if part.size for end in (part[0], part[-1])]
+    pixels = split_pixels(scores, labels.anomaly, name)
+    counted = pixel_metrics.count_pixels(pixels)
+    parts = [part for part in (pixels.anomalous, pixels.ordinary) if part.size]
     confusion = None
     if "miou" in metrics and predicted is not None and labels.classes is not None:
         confusion = confusion_matrix(predicted, labels.classes, class_count, name)
     return FirstCounts(
-        pixel_metrics.count_pixels(pixels),
+        counted,
         exact_metrics.count_anomalous(pixels) if "fishyscapes" in metrics else exact_metrics.merge_anomalous([]),
-        alone.average_precision,
-        min(ends, default=float("nan")),
-        max(ends, default=float("nan")),
+        pixel_metrics.pixel_metrics(counted).auprc,
+        min((part.low for part in parts), default=float("nan")),
+        max((part.high for part in parts), default=float("nan")),
         str(pixels.stored_dtype),
         confusion,
     )
@@ -170,20 +170,20 @@ def count_second(
     name: str, scores: np.ndarray, labels: LabelMap, shared: Shared, track: Track, metrics: Collection[str]
 ) -> SecondCounts:
     """Second round of one frame."""
-    pixels = sort_pixels(scores, labels.anomaly, name)
+    pixels = split_pixels(scores, labels.anomaly, name)
     components = Components(np.empty(0), np.empty(0))
     above = [0, 0]
     if np.isfinite(shared.threshold):
         # Compared in the stored type, as the components are.
-        limit = np.float32(pixels.stored_dtype.type(shared.threshold))
-        above = [int(part.size - np.searchsorted(part, limit, side="right")) for part in (pixels.anomalous, pixels.ordinary)]
+        limit = np.array([pixels.stored_dtype.type(shared.threshold)], np.float32)
+        above = [part.size - int(part.count_below(limit, or_equal=True)[0]) for part in (pixels.anomalous, pixels.ordinary)]
         if "components" in metrics:
             components = component_metrics.match_components(scores, labels.anomaly, shared.threshold, track, name)
     ordinary = exact_metrics.count_ordinary(pixels, shared.distinct)
     histogram = np.zeros((2, HISTOGRAM_BINS), np.int64)
     if shared.edges.size:
         for row, part in enumerate((pixels.ordinary, pixels.anomalous)):
-            places = np.searchsorted(part, shared.edges[1:-1].astype(np.float32), side="left")
+            places = part.count_below(shared.edges[1:-1].astype(np.float32))
             histogram[row] = np.diff(np.concatenate([[0], places, [part.size]]))
     return SecondCounts(ordinary, histogram, (FrameComponents(name, components, above[0], above[1]),))
 

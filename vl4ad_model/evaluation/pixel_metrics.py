@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vl4ad_model.evaluation.ordered_scores import OrderedScores
 from vl4ad_model.evaluation.scored_pixels import ScoredPixels
 
 QUANTILES = 384
@@ -82,30 +83,30 @@ def count_pixels(pixels: ScoredPixels) -> PixelCounts:
     parts = [part for part in (anomalous, ordinary) if part.size]
     if not parts:
         return NO_COUNTS
-    low = min(float(part[0]) for part in parts)
-    high = max(float(part[-1]) for part in parts)
+    low = min(part.low for part in parts)
+    high = max(part.high for part in parts)
     # The spread is rounded as the stored type rounds, like the benchmark's own.
     spread = float(pixels.stored_dtype.type(high) - pixels.stored_dtype.type(low))
     margin = max(spread * 1e-2, 1e-2)
     quantiles = [_quantiles(part, pixels.stored_dtype) for part in parts]
     edges = np.unique(np.concatenate([[low - margin, high + margin], *quantiles]))
     # The last edge lies above every score and opens no bin.
-    return PixelCounts(edges[:-1], _per_bin(anomalous, edges), _per_bin(ordinary, edges), int(anomalous.size), int(ordinary.size))
+    return PixelCounts(edges[:-1], _per_bin(anomalous, edges), _per_bin(ordinary, edges), anomalous.size, ordinary.size)
 
 
-def _quantiles(ascending: np.ndarray, stored_dtype: np.dtype) -> np.ndarray:
-    """`numpy.quantile(..., method="linear")` of an array that is sorted already, rounding included."""
-    position = (ascending.size - 1) * np.linspace(0, 1, min(QUANTILES, ascending.size))
+def _quantiles(scores: OrderedScores, stored_dtype: np.dtype) -> np.ndarray:
+    """`numpy.quantile(..., method="linear")`, rounding included."""
+    position = (scores.size - 1) * np.linspace(0, 1, min(QUANTILES, scores.size))
     below = np.floor(position).astype(np.int64)
-    low, high = ascending[below], ascending[np.minimum(below + 1, ascending.size - 1)]
+    low, high = scores.at(np.concatenate([below, np.minimum(below + 1, scores.size - 1)])).reshape(2, -1)
     weight = position - below
     step = (high - low).astype(stored_dtype).astype(np.float64)
     return np.where(weight < 0.5, low + step * weight, high - step * (1 - weight))
 
 
-def _per_bin(ascending: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    # searchsorted of float64 edges would convert all scores; float32 scores compare alike with the edge rounded up.
-    return np.diff(np.searchsorted(ascending, _round_up(edges), side="left"))
+def _per_bin(scores: OrderedScores, edges: np.ndarray) -> np.ndarray:
+    # float32 scores compare alike with a float64 edge and with that edge rounded up.
+    return np.diff(scores.count_below(_round_up(edges)))
 
 
 def _round_up(edges: np.ndarray) -> np.ndarray:

@@ -142,7 +142,7 @@ def _per_frame(run: Run) -> list[dict[str, Any]]:
         rows.append(
             {
                 "frame": name,
-                "AP": count.average_precision,
+                "AuPRC": count.auprc,
                 "anomaly_pixels": count.pixels.positives,
                 "false_positive_rate": frame.false_positives / negatives if negatives else None,
                 "recall": frame.true_positives / count.pixels.positives if count.pixels.positives else None,

@@ -1,4 +1,4 @@
-"""The pixels of one frame that count: checked, split into anomalous and ordinary, and sorted once for every metric."""
+"""The pixels of one frame that count: checked, and split into anomalous and ordinary once for every metric."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from typing import NamedTuple
 import numpy as np
 
 from vl4ad_model.errors import EvaluationError
+from vl4ad_model.evaluation.ordered_scores import OrderedScores
 
 ORDINARY, ANOMALY, IGNORE = 0, 1, 255
 
 
 class ScoredPixels(NamedTuple):
-    """Scores inside the region of interest (label != 255), ascending.
+    """Scores inside the region of interest (label != 255).
 
     Attributes:
-        anomalous: (P,) float32, scores of the pixels labelled 1.
-        ordinary: (N,) float32, scores of the pixels labelled 0.
+        anomalous: P float32 scores of the pixels labelled 1.
+        ordinary: N float32 scores of the pixels labelled 0.
         stored_dtype: the type the scores were saved in. The benchmark computes with float16 scores as stored, so
             interpolation between two of them and the comparison with a threshold round the way that type does.
     """
 
-    anomalous: np.ndarray
-    ordinary: np.ndarray
+    anomalous: OrderedScores
+    ordinary: OrderedScores
     stored_dtype: np.dtype
 
 
@@ -44,8 +45,8 @@ def check_frame(scores: np.ndarray, labels: np.ndarray, frame: str) -> None:
         raise EvaluationError(f"{frame}: labels are {labels.dtype}, 8-bit values 0, 1 and 255 are needed")
 
 
-def sort_pixels(scores: np.ndarray, labels: np.ndarray, frame: str = "frame") -> ScoredPixels:
-    """Split and sort the pixels of a frame.
+def split_pixels(scores: np.ndarray, labels: np.ndarray, frame: str = "frame") -> ScoredPixels:
+    """Split the pixels of a frame.
 
     Args:
         scores: (H, W) float16, float32 or float64 (rounded to float32), higher = more anomalous, any range.
@@ -59,14 +60,13 @@ def sort_pixels(scores: np.ndarray, labels: np.ndarray, frame: str = "frame") ->
     stored_dtype = np.dtype(np.float16 if scores.dtype == np.float16 else np.float32)
     with np.errstate(over="ignore"):
         values = scores.astype(np.float32, copy=False)
-    anomalous, ordinary = np.sort(values[labels == ANOMALY]), np.sort(values[labels == ORDINARY])
+    anomalous, ordinary = OrderedScores(values[labels == ANOMALY]), OrderedScores(values[labels == ORDINARY])
     if anomalous.size + ordinary.size + np.count_nonzero(labels == IGNORE) != labels.size:
         odd = sorted(set(np.unique(labels).tolist()) - {ORDINARY, ANOMALY, IGNORE})
         raise EvaluationError(f"{frame}: label values {odd[:8]} are none of 0 (ordinary), 1 (anomaly), 255 (ignore)")
     for part in (anomalous, ordinary):
-        # Sorted, so -inf stands first and +inf and NaN last.
-        if part.size and not (np.isfinite(part[0]) and np.isfinite(part[-1])):
-            bad = np.count_nonzero(~np.isfinite(part))
+        if not part.finite:
+            bad = part.count_not_finite()
             raise EvaluationError(f"{frame}: {bad} scores are NaN or infinite where the label is not ignore: they cannot be ranked")
     return ScoredPixels(anomalous, ordinary, stored_dtype)
 

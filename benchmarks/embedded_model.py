@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from vl4ad_model import prompts, registry
 from vl4ad_model.evaluation.exact_metrics import exact_metrics_of
 from vl4ad_model.evaluation.label_metrics import LabelMetrics, confusion_matrix, label_metrics
-from vl4ad_model.evaluation.scored_pixels import sort_pixels
+from vl4ad_model.evaluation.scored_pixels import split_pixels
 from vl4ad_model.network.clip import tokenizer
 from vl4ad_model.network.proposals import MaskProposals
 from vl4ad_model.scenes.hazards import BY_NAME, GENERIC_PROMPTS
@@ -95,7 +95,7 @@ def ranking(model: Model, frames: list[Seen], words) -> tuple[float, float]:
     for seen in frames:
         anomaly = model.maps(seen, words)[1]
         truth = np.where(seen.frame.labels == IGNORED, 255, (seen.frame.labels >= FIRST_HAZARD)).astype(np.uint8)
-        ranked.append(sort_pixels(anomaly, truth))
+        ranked.append(split_pixels(anomaly, truth))
     exact = exact_metrics_of(ranked)
     return exact.average_precision, exact.fpr95
 

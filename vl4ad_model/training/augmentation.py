@@ -109,7 +109,7 @@ def _vary(rgba: np.ndarray, size: int, r: np.random.Generator) -> np.ndarray:
     """A cut-out at `size` pixels, turned, stretched, mirrored and recoloured: float32 RGB 0..255 and alpha 0..1."""
     stretch = np.exp(r.normal(0, 0.15))
     width, height = max(6, round(size * stretch)), max(6, size)
-    picture = cv2.resize(rgba, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
+    picture: np.ndarray = cv2.resize(rgba, (width, height), interpolation=cv2.INTER_AREA).astype(np.float32)
     if r.random() < 0.5:
         picture = picture[:, ::-1].copy()
     if r.random() < 0.5:

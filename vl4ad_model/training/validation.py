@@ -10,7 +10,7 @@ import torch
 
 from vl4ad_model.evaluation.exact_metrics import exact_metrics_of
 from vl4ad_model.evaluation.label_metrics import confusion_matrix, label_metrics
-from vl4ad_model.evaluation.scored_pixels import sort_pixels
+from vl4ad_model.evaluation.scored_pixels import split_pixels
 from vl4ad_model.network.fcclip import FCCLIP
 from vl4ad_model.prompts import TextEncoder
 from vl4ad_model.scoring import Scorer, prepare_classifier
@@ -64,6 +64,6 @@ def validate(
             known = np.where(frame.labels < classes, frame.labels, IGNORED).astype(np.uint8)
             counts += confusion_matrix(maps.labels.cpu().numpy(), known, classes)
             truth = np.where(frame.labels == IGNORED, 255, (frame.labels >= classes).astype(np.uint8)).astype(np.uint8)
-            ranked.append(sort_pixels(maps.anomaly.cpu().numpy(), truth, f"validation frame {index}"))
+            ranked.append(split_pixels(maps.anomaly.cpu().numpy(), truth, f"validation frame {index}"))
     exact = exact_metrics_of(ranked)
     return ValidationResult(label_metrics(counts).miou, exact.average_precision, exact.fpr95)

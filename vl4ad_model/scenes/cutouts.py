@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 import zlib
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,7 @@ def names_of(folder: Path) -> dict[str, Path]:
     return found
 
 
+@lru_cache(maxsize=None)
 def is_held_out(name: str) -> bool:
     """Whether training must not see a cut-out: its name has a held-out type's in it, or it is one in six of the others by hash."""
     words = set(name.split())

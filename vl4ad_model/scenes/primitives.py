@@ -260,9 +260,11 @@ class Pen:
         axis = b - a
         length = float(np.linalg.norm(axis)) + 1e-9
         z = axis / length
-        x = np.cross([0.0, 1.0, 0.0] if abs(z[1]) < 0.9 else [1.0, 0.0, 0.0], z)
-        x /= np.linalg.norm(x)
-        frame = np.stack((x, np.cross(z, x), z), axis=1)
+        # across any axis that is not its own; written out, since np.cross takes longer than all the rest
+        x = np.array((z[2], 0.0, -z[0]) if abs(z[1]) < 0.9 else (0.0, -z[2], z[1]))
+        x /= np.sqrt(x @ x)
+        y = np.array((z[1] * x[2] - z[2] * x[1], z[2] * x[0] - z[0] * x[2], z[0] * x[1] - z[1] * x[0]))
+        frame = np.stack((x, y, z), axis=1)
         matrix = self.turn @ frame * (np.array([width, width, length]) * self.scale)[None, :]
         second = np.asarray(color) * 0.7
         self.scene.place(

@@ -481,11 +481,6 @@ def run(arguments: list[str] | None = None) -> int:
             with contextlib.suppress(Exception):
                 node.destroy_node()
         rclpy.try_shutdown()
-        if not ended:
-            # A network in the middle of a frame, or a model that is being loaded, cannot be interrupted: leave it behind.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
     return status
 
 
@@ -496,7 +491,12 @@ def _start(node: DetectorNode) -> bool:
 
 def main() -> None:
     """Entry point of the `detector` executable."""
-    sys.exit(run())
+    status = run()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # ROS has been left properly. What remains cannot be interrupted (a network in the middle of a frame, a model that is being
+    # loaded) or takes seconds for nothing (torch tidying up memory that the system takes back anyway).
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,82 @@
+"""The detector, with the transport for large images, and RViz or Foxglove where they are wanted and installed.
+
+    ros2 launch vl4ad_ros detector.launch.py image:=/camera/image_raw
+    ros2 launch vl4ad_ros detector.launch.py cameras:="[front, left]" image_transport:=compressed rviz:=true
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from ament_index_python.packages import PackageNotFoundError, get_package_prefix, get_package_share_directory
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+from vl4ad_ros import transport
+
+ARGUMENTS = {
+    "image": ("image", "Image topic of the only camera (with image_transport:=compressed its /compressed is read)."),
+    "cameras": ("", "Names of several cameras, '[front, left]': reads <name>/image, publishes ~/<name>/..."),
+    "image_transport": ("", "raw or compressed."),
+    "model": ("", "Model name (see 'vl4ad models list') or folder."),
+    "engine": ("", "auto, torch, onnx, openvino or tensorrt."),
+    "device": ("", "auto, cpu, cuda or cuda:N."),
+    "params_file": ("", "YAML file of parameters; empty = config/detector.yaml of this package."),
+    "namespace": ("", "Namespace of the node."),
+    "use_sim_time": ("false", "true while a bag is played with --clock."),
+    "large_images": ("true", "Set the Fast DDS profile for images above 640x480 (for the processes started here only)."),
+    "rviz": ("false", "Also start RViz with a layout for the outputs."),
+    "foxglove": ("false", "Also start foxglove_bridge; the layout is config/foxglove_layout.json."),
+}
+PARAMETERS = ("image_transport", "model", "engine", "device")
+"""Arguments that are parameters of the node: given ones win over the file's."""
+
+
+def generate_launch_description() -> LaunchDescription:
+    declared = [DeclareLaunchArgument(name, default_value=value, description=text) for name, (value, text) in ARGUMENTS.items()]
+    return LaunchDescription([*declared, OpaqueFunction(function=_actions)])
+
+
+def _actions(context: LaunchContext) -> list:
+    values = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    share = Path(get_package_share_directory("vl4ad_ros"))
+    given = {name: values[name] for name in PARAMETERS if values[name]}
+    given["use_sim_time"] = _is_true(values["use_sim_time"])
+    if values["cameras"]:
+        cameras = yaml.safe_load(values["cameras"])
+        given["cameras"] = [cameras] if isinstance(cameras, str) else list(cameras)
+    environment = transport.large_image_environment() if _is_true(values["large_images"]) else {transport.SWITCH: "0"}
+    detector = Node(
+        package="vl4ad_ros",
+        executable="detector",
+        name="vl4ad_detector",
+        namespace=values["namespace"],
+        parameters=[values["params_file"] or str(share / "config" / "detector.yaml"), given],
+        remappings=[("image", values["image"])] if values["image"] != "image" else [],
+        additional_env=environment,
+        output="screen",
+        emulate_tty=True,
+    )
+    actions = [detector]
+    if _is_true(values["rviz"]):
+        layout = ["-d", str(share / "config" / "detector.rviz")]
+        actions.append(_if_installed("rviz2", "rviz2", arguments=layout, additional_env=environment))
+    if _is_true(values["foxglove"]):
+        actions.append(_if_installed("foxglove_bridge", "foxglove_bridge", additional_env=environment))
+        actions.append(LogInfo(msg=f"Foxglove: connect to ws://localhost:8765 and import {share / 'config/foxglove_layout.json'}"))
+    return actions
+
+
+def _if_installed(package: str, executable: str, **arguments):
+    try:
+        get_package_prefix(package)
+    except PackageNotFoundError:
+        return LogInfo(msg=f"{package} is not installed: sudo apt install ros-$ROS_DISTRO-{package.replace('_', '-')}")
+    return Node(package=package, executable=executable, output="screen", **arguments)
+
+
+def _is_true(text: str) -> bool:
+    return text.strip().lower() in ("true", "1", "yes", "on")

@@ -17,7 +17,7 @@ from vl4ad_model.image_files import MAX_SIDE, check_rgb
 from vl4ad_model.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from vl4ad_model.engines.base import Engine
+    from vl4ad_model.engines.base import BuildProgress, Engine, ProgressCallback
     from vl4ad_model.network.fcclip import FCCLIP
     from vl4ad_model.network.proposals import MaskProposals
     from vl4ad_model.prompts import TextEncoder
@@ -97,6 +97,8 @@ class Segmenter:
         merge_classes: bool = True,
         offline: bool = False,
         threads: int | None = None,
+        background: bool = False,
+        progress: ProgressCallback | None = None,
     ) -> Segmenter:
         """Load a model.
 
@@ -112,6 +114,8 @@ class Segmenter:
             merge_classes: score classes of one superclass as one.
             offline: never download.
             threads: CPU threads of the network; None = the library's default.
+            background: do not wait for an engine that must be compiled first; PyTorch serves meanwhile.
+            progress: called with `BuildProgress` while an engine is compiled.
 
         Raises:
             Vl4adError: with one line that says what to do.
@@ -146,6 +150,10 @@ class Segmenter:
             device=device,
             precision=precision,
             network_size=network_size or config.network_size,
+            model_name=files.name,
+            threads=threads,
+            background=background,
+            progress=progress,
         )
         return cls(network, running, text, vocabulary, model_name=files.name, notice=files.notice, **words)
 
@@ -159,6 +167,11 @@ class Segmenter:
     def engine_reason(self) -> str:
         """Why this engine runs, one line."""
         return self._engine.reason
+
+    @property
+    def engine_progress(self) -> BuildProgress | None:
+        """How far a build in the background is; None where none runs."""
+        return self._engine.progress
 
     @property
     def device(self) -> str:
@@ -323,10 +336,8 @@ class Segmenter:
         wanted = {"input": size, "network": fitted_size}[output_size] if isinstance(output_size, str) else output_size
         fitted = time.perf_counter()
         with torch.inference_mode():
-            proposals = self._propose(batch, fitted_size)
+            proposals = self._propose(batch, fitted_size, words.classifier.needs_pooled)
             proposed = time.perf_counter()
-            if words.classifier.needs_pooled and proposals.pooled_embeddings is None:
-                raise EngineError(f"engine {self._engine.name} was built without the out-of-vocabulary branch")
             # Masks are resized before they are combined, as FC-CLIP does, where the model asks for it; otherwise the finished
             # maps are, at a fraction of the cost.
             by_masks = self._network.config.resize_masks
@@ -352,9 +363,9 @@ class Segmenter:
         }
         return [Segmentation(labels, anomaly, words.vocabulary, words.version, seconds) for labels, anomaly in resized]
 
-    def _propose(self, batch: np.ndarray, fitted_size: tuple[int, int]) -> MaskProposals:
+    def _propose(self, batch: np.ndarray, fitted_size: tuple[int, int], pooled: bool) -> MaskProposals:
         try:
-            return self._engine.propose(batch, fitted_size)
+            return self._engine.propose(batch, fitted_size, pooled=pooled)
         except (MemoryError, RuntimeError) as error:  # torch: a RuntimeError that says so
             if not isinstance(error, MemoryError) and not re.search("can't allocate memory|out of memory", str(error), re.I):
                 raise

@@ -1,17 +1,41 @@
-"""The same network compiled: one small interface, several libraries behind it."""
+"""The same network compiled: one small interface, several libraries behind it, and the choice between them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib.util
+import logging
+from typing import TYPE_CHECKING, Any
 
-from vl4ad_model.errors import EngineError
+from vl4ad_model.errors import EngineError, MissingDependencyError, Vl4adError
 
 if TYPE_CHECKING:
-    from vl4ad_model.engines.base import Engine
+    from vl4ad_model.engines.base import Engine, ProgressCallback
+    from vl4ad_model.engines.cache import EngineCache
+    from vl4ad_model.engines.compiled import CompiledEngine
     from vl4ad_model.network.fcclip import FCCLIP
 
-ENGINES = ("auto", "torch")
+log = logging.getLogger(__name__)
+
+ENGINES = ("auto", "torch", "onnx", "openvino", "tensorrt")
 PRECISIONS = ("fp32", "fp16")
+# Fastest first, as measured by `vl4ad benchmark engines`.
+PREFERENCE = {"cpu": ("openvino", "onnx", "torch"), "cuda": ("tensorrt", "torch")}
+# engine -> (modules, any one of which is enough; module that is needed besides; pip extra)
+_NEEDS = {
+    "onnx": (("onnxruntime",), "onnx", "onnx"),
+    "openvino": (("openvino",), "onnx", "openvino"),
+    "tensorrt": (("tensorrt", "tensorrt_rtx"), "onnx", "tensorrt"),
+}
+
+
+def missing(engine: str) -> str:
+    """The package that an engine lacks on this machine; empty where nothing is missing."""
+    if engine == "torch":
+        return ""
+    libraries, besides, _ = _NEEDS[engine]
+    if not any(importlib.util.find_spec(name) for name in libraries):
+        return libraries[-1]
+    return "" if importlib.util.find_spec(besides) else besides
 
 
 def create(
@@ -21,20 +45,32 @@ def create(
     device: str = "auto",
     precision: str = "fp32",
     network_size: tuple[int, int] | None = None,
+    model_name: str = "model",
+    threads: int | None = None,
+    background: bool = False,
+    progress: ProgressCallback | None = None,
+    cache: EngineCache | None = None,
 ) -> Engine:
     """Make an engine.
 
     Args:
-        engine: one of `ENGINES`.
+        engine: one of `ENGINES`; auto = the fastest that works for this device and size, PyTorch where none does.
         device: auto, cpu, cuda or cuda:N.
         precision: fp32 or fp16 (CUDA only).
-        network_size: (height, width) of every image; None = any.
+        network_size: (height, width) of every image; None = any, which only PyTorch can do.
+        model_name: for the names of cached files.
+        threads: CPU threads; None = the library's default.
+        background: return at once; PyTorch serves until the engine is built.
+        progress: called with `BuildProgress`, from the building thread.
+        cache: where compiled files lie; None = the user's.
 
     Raises:
-        EngineError: the engine, device or precision is unknown or not here.
+        EngineError: the engine, device, precision or size is unknown or not here.
+        MissingDependencyError: the asked-for engine's library is not installed.
     """
     import torch
 
+    from vl4ad_model.engines.serving import ServingEngine
     from vl4ad_model.engines.torch_engine import TorchEngine
 
     if engine not in ENGINES:
@@ -45,13 +81,83 @@ def create(
         raise EngineError(f"network size {network_size[0]}x{network_size[1]} must be multiples of 32")
     has_cuda = torch.cuda.is_available()
     if device == "auto":
-        device = "cuda" if has_cuda else "cpu"
-    if device.split(":")[0] not in ("cpu", "cuda"):
+        device = "cuda" if has_cuda and engine != "openvino" else "cpu"
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda"):
         raise EngineError(f"device '{device}' is unknown: use auto, cpu, cuda or cuda:N")
-    if device.startswith("cuda") and not has_cuda:
+    if kind == "cuda" and not has_cuda:
         raise EngineError("device cuda was asked for but torch sees no GPU: check nvidia-smi and that torch is a CUDA build")
-    if precision == "fp16" and device == "cpu":
+    if precision == "fp16" and kind == "cpu":
         raise EngineError("precision fp16 needs a GPU: on the CPU use fp32")
-    running = TorchEngine(network, device=device, precision=precision, network_size=network_size)
-    running.reason = f"PyTorch {torch.__version__.split('+')[0]} on {device}, the only engine so far"
-    return running
+
+    def torch_on(where: str, how: str):
+        return lambda: TorchEngine(network, device=where, precision=how, network_size=network_size)
+
+    fallbacks = [torch_on(device, precision)] + ([torch_on("cpu", "fp32")] if kind == "cuda" else [])
+    pytorch = f"PyTorch {torch.__version__.split('+')[0]} on {device}"
+    if engine == "torch":
+        return ServingEngine(None, fallbacks, reason=f"{pytorch}, as asked for")
+    if network_size is None:
+        if engine != "auto":
+            raise EngineError(f"engine {engine} needs one fixed size: set network_size (height width), multiples of 32")
+        return ServingEngine(
+            None, fallbacks, reason=f"{pytorch}: images keep their own size, and compiled engines need a fixed one"
+        )
+
+    options: dict[str, Any] = {
+        "network_size": network_size,
+        "device": device,
+        "precision": precision,
+        "model_name": model_name,
+        "threads": threads,
+        "cache": cache,
+        "progress": progress,
+    }
+    needs_pooled = network.config.classifier != "in_vocabulary"
+    passed_over: list[str] = []
+    for name in PREFERENCE[kind] if engine == "auto" else (engine,):
+        if name == "torch":
+            break
+        lacking = missing(name)
+        if lacking:
+            if engine != "auto":
+                raise MissingDependencyError(lacking, _NEEDS[name][2], f"engine {name}")
+            passed_over.append(f"{name} needs '{lacking}', which is not installed")
+            continue
+        try:
+            compiled = _compiled_class(name)(network, **options)
+            why = "as asked for" if engine != "auto" else "; ".join(["the fastest here", *passed_over])
+            serving = ServingEngine(
+                compiled, fallbacks, reason=f"{compiled.library()} on {device}, {why}", background=background, progress=progress
+            )
+            if background:
+                serving.prepare(needs_pooled)
+            else:
+                compiled.prepare(needs_pooled)
+            return serving
+        except Vl4adError as error:
+            if engine != "auto":
+                raise
+            passed_over.append(str(error))
+        except Exception as error:
+            from vl4ad_model.engines.serving import one_line
+
+            if engine != "auto":
+                raise EngineError(f"engine {name} does not work here: {one_line(error)}") from None
+            passed_over.append(f"{name} failed: {one_line(error)}")
+        log.warning("engine %s is passed over: %s", name, passed_over[-1])
+    return ServingEngine(None, fallbacks, reason="; ".join([pytorch, *passed_over]))
+
+
+def _compiled_class(name: str) -> type[CompiledEngine]:
+    if name == "openvino":
+        from vl4ad_model.engines.openvino_engine import OpenVINOEngine
+
+        return OpenVINOEngine
+    if name == "onnx":
+        from vl4ad_model.engines.onnx_engine import ONNXRuntimeEngine
+
+        return ONNXRuntimeEngine
+    from vl4ad_model.engines.tensorrt_engine import TensorRTEngine
+
+    return TensorRTEngine

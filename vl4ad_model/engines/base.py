@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
 
     from vl4ad_model.network.proposals import MaskProposals
+
+
+class BuildProgress(NamedTuple):
+    """How far a build is.
+
+    engine: its name; stage: what happens now, in words; fraction: 0..1 of the whole; elapsed_s: seconds since the start;
+    eta_s: seconds that are left, None while nobody can tell.
+    """
+
+    engine: str
+    stage: str
+    fraction: float
+    elapsed_s: float
+    eta_s: float | None
+
+    def __str__(self) -> str:
+        left = "" if self.eta_s is None else f", about {self.eta_s:.0f} s left"
+        return f"building {self.engine}: {self.stage}, {self.fraction:.0%} after {self.elapsed_s:.0f} s{left}"
+
+
+ProgressCallback = Callable[[BuildProgress], None]
 
 
 class Engine(ABC):
@@ -20,6 +42,7 @@ class Engine(ABC):
         precision: fp32 or fp16.
         network_size: (height, width) that every image must have; None = any size.
         reason: why this engine was chosen, one line for logs and diagnostics.
+        progress: how far a build in the background is; None where none runs.
     """
 
     name: str
@@ -27,14 +50,16 @@ class Engine(ABC):
     precision: str
     network_size: tuple[int, int] | None
     reason: str = ""
+    progress: BuildProgress | None = None
 
     @abstractmethod
-    def propose(self, images: np.ndarray, image_size: tuple[int, int] | None = None) -> MaskProposals:
+    def propose(self, images: np.ndarray, image_size: tuple[int, int] | None = None, *, pooled: bool = True) -> MaskProposals:
         """Propose masks.
 
         Args:
             images: (B, H, W, 3) uint8 RGB, C-contiguous; H x W is `network_size` where the engine has one.
             image_size: (height, width) of the part, from the top left, that is image and not padding.
+            pooled: also give the out-of-vocabulary branch; leave it out where the classifier does not need it.
         """
 
     def close(self) -> None:  # noqa: B027

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -11,6 +12,25 @@ _TEMPERATURE = 10000.0
 _EPSILON = 1e-6
 
 
+def _constant(function):
+    """Keep the last few results: the same for every image of a size, and plain constants in an exported graph.
+
+    They are made outside inference mode, so that training may use what inference made.
+    """
+
+    @functools.lru_cache(maxsize=8)
+    def make(*args, **kwargs):
+        with torch.inference_mode(False), torch.no_grad():
+            return function(*args, **kwargs)
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        return make(*(tuple(value) if isinstance(value, list) else value for value in args), **kwargs)
+
+    return call
+
+
+@_constant
 def sine_position_embedding(height: int, width: int, channels: int, *, device: torch.device | None = None) -> Tensor:
     """Normalised 2-D sine embedding of Mask2Former (after "Attention is all you need").
 
@@ -33,6 +53,7 @@ def sine_position_embedding(height: int, width: int, channels: int, *, device: t
     return torch.cat((rows, columns), dim=2).permute(2, 0, 1).contiguous()
 
 
+@_constant
 def reference_points(sizes: list[tuple[int, int]], *, device: torch.device | None = None) -> Tensor:
     """Centres of all cells of all levels, in [0, 1].
 

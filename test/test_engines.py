@@ -1,0 +1,203 @@
+"""Every engine computes what PyTorch computes, serves every prompt with one compiled file, and is chosen with a reason."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from vl4ad_model import engines, registry
+from vl4ad_model.engines.cache import EngineCache
+from vl4ad_model.engines.torch_engine import TorchEngine
+from vl4ad_model.errors import EngineError, MissingDependencyError
+from vl4ad_model.network.deterministic import fill_deterministically
+from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
+from vl4ad_model.scoring import Scorer, prepare_classifier
+from vl4ad_model.segmenter import Segmenter
+from vl4ad_model.vocabulary import Vocabulary
+
+COMPILED = ("onnx", "openvino")
+SIZE = (96, 160)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """The embedded model at its own weights."""
+    return registry.build_network(registry.locate("tiny", offline=True))[0]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return EngineCache(tmp_path_factory.mktemp("engines"))
+
+
+@pytest.fixture(scope="module")
+def picture(street):
+    import cv2
+
+    return cv2.resize(street, (SIZE[1], SIZE[0]), interpolation=cv2.INTER_AREA)[None]
+
+
+def score(network, proposals, classifier="in_vocabulary", hazards=("tyre|tire", "sofa")):
+    """Labels and anomaly with random words: agreement must not depend on what the words mean."""
+    vocabulary = Vocabulary.cityscapes().with_hazards(list(hazards))
+    count = sum(map(len, vocabulary.concept_groups))
+    rows = np.random.default_rng(len(hazards)).standard_normal((count, network.clip.embed_dim)).astype(np.float32)
+    prepared = prepare_classifier(
+        vocabulary,
+        rows / np.linalg.norm(rows, axis=1, keepdims=True),
+        classifier=classifier,
+        merge_classes=True,
+        void=network.void_embedding.weight[0],
+        in_logit_scale=network.mask_decoder.logit_scale.item(),
+        out_logit_scale=network.clip.logit_scale.item(),
+    )
+    return Scorer().score(proposals, prepared)
+
+
+def assert_agrees(network, ours, theirs, classifier="in_vocabulary"):
+    """The tolerances of full precision: mask logits to 1e-3 relative, labels on 99.9 % of the pixels, anomaly to 1e-3."""
+    scale = theirs.mask_logits.abs().max()
+    assert (ours.mask_logits - theirs.mask_logits).abs().max() <= 1e-3 * scale
+    for a, b in zip(score(network, ours, classifier), score(network, theirs, classifier), strict=True):
+        assert (a.labels == b.labels).float().mean() >= 0.999
+        # With N overlapping masks p sums to more than one; relative to that sum where it is larger.
+        assert (a.anomaly - b.anomaly).abs().max() <= 1e-3 * max(1.0, float(b.anomaly.abs().max()))
+
+
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_compiled_engine_agrees_with_pytorch(network, cache, picture, name, pooled):
+    engine = engines.create(network, engine=name, device="cpu", network_size=SIZE, cache=cache)
+    images = np.concatenate([picture, picture[:, ::-1]])
+    ours = engine.propose(images, (90, 160), pooled=pooled)
+    theirs = TorchEngine(network).propose(np.ascontiguousarray(images), (90, 160), pooled=pooled)
+    assert engine.name == name and ours.image_size == theirs.image_size == (90, 160)
+    assert (ours.pooled_embeddings is not None) == pooled and ours.pooled_valid is None
+    assert_agrees(network, ours, theirs, "ensemble" if pooled else "in_vocabulary")
+
+
+def test_proposals_stay_what_they_were_when_the_next_image_comes(network, cache, picture):
+    engine = engines.create(network, engine="openvino", device="cpu", network_size=SIZE, cache=cache)
+    first = engine.propose(picture, pooled=False)
+    kept = first.mask_logits.clone()
+    engine.propose(255 - picture, pooled=False)
+    assert torch.equal(first.mask_logits, kept)
+
+
+@pytest.mark.parametrize("name", ("torch", *COMPILED))
+def test_new_prompts_build_nothing_and_count_from_the_next_image(tmp_path, monkeypatch, street, name):
+    monkeypatch.setenv("VL4AD_CACHE", str(tmp_path))
+    segmenter = Segmenter.load("tiny", engine=name, device="cpu", network_size=SIZE, offline=True)
+    segmenter.segment(street)
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "engines").glob("*")} if name != "torch" else {}
+    segmenter.vocabulary = segmenter.vocabulary.with_hazards(["a thing nobody has named|another of them"])
+    result = segmenter.segment(street)
+    assert result.vocabulary.names[19] == "a thing nobody has named"
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "engines").glob("*")}
+    assert segmenter.engine_name == name and after == made
+
+
+def test_auto_takes_the_fastest_and_says_so(network, cache):
+    engine = engines.create(network, device="cpu", network_size=SIZE, cache=cache)
+    assert engine.name == "openvino" and "the fastest here" in engine.reason
+
+
+def test_auto_serves_any_size_with_pytorch_and_says_why(network):
+    engine = engines.create(network, device="cpu")
+    assert engine.name == "torch" and "fixed" in engine.reason
+
+
+def test_auto_passes_over_what_is_missing_or_broken_and_says_so(network, cache, monkeypatch):
+    monkeypatch.setattr(engines, "missing", lambda name: "openvino" if name == "openvino" else "")
+    engine = engines.create(network, device="cpu", network_size=SIZE, cache=cache)
+    assert engine.name == "onnx" and "'openvino', which is not installed" in engine.reason
+    with pytest.raises(MissingDependencyError, match=r"pip install 'vl4ad_ros\[openvino\]'"):
+        engines.create(network, engine="openvino", device="cpu", network_size=SIZE, cache=cache)
+    monkeypatch.undo()
+    from vl4ad_model.engines.openvino_engine import OpenVINOEngine
+
+    monkeypatch.setattr(OpenVINOEngine, "load", lambda self, content: 1 / 0)
+    engine = engines.create(network, device="cpu", network_size=SIZE, cache=cache)
+    assert engine.name == "onnx" and "openvino failed: division by zero" in engine.reason
+    with pytest.raises(EngineError, match="openvino does not work here: division by zero"):
+        engines.create(network, engine="openvino", device="cpu", network_size=SIZE, cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"engine": "quick"}, "use auto, torch, onnx, openvino, tensorrt"),
+        ({"precision": "int4"}, "use fp32, fp16"),
+        ({"network_size": (100, 160)}, "multiples of 32"),
+        ({"device": "tpu"}, "use auto, cpu, cuda"),
+        ({"engine": "openvino"}, "needs one fixed size"),
+        ({"precision": "fp16", "device": "cpu"}, "needs a GPU"),
+    ],
+)
+def test_what_cannot_be_had_is_said_in_one_line(network, wanted, message):
+    with pytest.raises(EngineError, match=message) as caught:
+        engines.create(network, **wanted)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_image_of_another_size_is_refused(network, cache):
+    engine = engines.create(network, engine="openvino", device="cpu", network_size=SIZE, cache=cache)
+    with pytest.raises(EngineError, match="built for uint8 images of 96x160, not uint8 64x64x3"):
+        engine.propose(np.zeros((1, 64, 64, 3), np.uint8))
+
+
+def test_pytorch_serves_while_an_engine_is_built(network, tmp_path, picture):
+    seen = []
+    engine = engines.create(
+        network, engine="onnx", device="cpu", network_size=SIZE, cache=EngineCache(tmp_path), background=True, progress=seen.append
+    )
+    first = engine.propose(picture, pooled=False)
+    assert engine.name == "torch" and engine.reason == "torch serves while onnx is built"
+    assert engine.wait(60)
+    second = engine.propose(picture, pooled=False)
+    assert engine.name == "onnx" and engine.progress is None
+    assert [report.fraction for report in seen] == sorted(report.fraction for report in seen) and seen[-1].fraction == 1.0
+    assert "compiling" in {report.stage for report in seen} and seen[-2].eta_s is not None
+    assert_agrees(network, first, second)
+
+
+def test_an_engine_that_fails_at_run_time_is_replaced_and_named(network, cache, picture):
+    engine = engines.create(network, engine="onnx", device="cpu", network_size=SIZE, cache=cache)
+    expected = engine.propose(picture, pooled=False)
+
+    def run(images):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmore lines")
+
+    engine._compiled._runners[False].run = run
+    got = engine.propose(picture, pooled=False)
+    assert engine.name == "torch"
+    assert "onnx on cpu ran out of device memory (CUDA out of memory. Tried to allocate 2 GiB)" in engine.reason
+    assert_agrees(network, got, expected)
+
+
+def test_two_threads_may_ask_at_once(network, cache, picture):
+    engine = engines.create(network, engine="openvino", device="cpu", network_size=SIZE, cache=cache)
+    pictures = [picture, 255 - picture]
+    expected = [engine.propose(p, pooled=False).mask_logits for p in pictures]
+    wrong = []
+
+    def ask(index):
+        for _ in range(5):
+            if not torch.equal(engine.propose(pictures[index], pooled=False).mask_logits, expected[index]):
+                wrong.append(index)
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def parity_network(name: str) -> FCCLIP:
+    network = FCCLIP(FCCLIPConfig.from_dict(registry.MODELS[name].config)).eval()
+    fill_deterministically(network)
+    return network.requires_grad_(False)

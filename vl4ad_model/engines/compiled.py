@@ -1,0 +1,221 @@
+"""What all compiled engines share: build or load a file per variant, check the image, run it in batches of the built size."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from vl4ad_model.engines.base import BuildProgress, Engine, ProgressCallback
+from vl4ad_model.engines.cache import EngineCache, EngineKey, code_digest, network_digest
+from vl4ad_model.errors import EngineError
+
+if TYPE_CHECKING:
+    import onnx
+    from torch import Tensor
+
+    from vl4ad_model.network.fcclip import FCCLIP
+    from vl4ad_model.network.proposals import MaskProposals
+
+log = logging.getLogger(__name__)
+
+
+class Runner(Protocol):
+    """A loaded file."""
+
+    def run(self, images: np.ndarray) -> list[Tensor]:
+        """(batch, H, W, 3) uint8 to the outputs of `onnx_export.output_names`, new tensors every time."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class CompiledEngine(Engine):
+    """An engine that runs a compiled file of fixed size.
+
+    There are two variants, with and without the out-of-vocabulary branch; each is built when first needed and kept in the cache.
+    Words are in neither, so no change of words builds anything.
+
+    Args:
+        network: in float32 on the CPU; read when a variant must be built.
+        network_size: (height, width).
+        model_name: for file names and messages.
+        batch: images per run of the file.
+    """
+
+    suffix: str
+
+    def __init__(
+        self,
+        network: FCCLIP,
+        *,
+        network_size: tuple[int, int],
+        device: str = "cpu",
+        precision: str = "fp32",
+        model_name: str = "model",
+        batch: int = 1,
+        threads: int | None = None,
+        cache: EngineCache | None = None,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        self.network_size, self.device, self.precision = network_size, device, precision
+        self.model_name, self.batch, self.threads = model_name, batch, threads
+        self._network, self._cache, self._callback = network, cache or EngineCache(), progress
+        self._runners: dict[bool, Runner] = {}
+        self._build_lock, self._run_lock = threading.Lock(), threading.Lock()
+        self._weights = ""
+
+    # --- what a library has to say --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def library(self) -> str:
+        """Name and version of the library, part of the cache key."""
+
+    @abstractmethod
+    def target(self) -> str:
+        """The hardware a file is for, part of the cache key."""
+
+    @abstractmethod
+    def compile(self, model: onnx.ModelProto, report: Reporter) -> bytes:
+        """An ONNX model to the content of a compiled file."""
+
+    @abstractmethod
+    def load(self, content: bytes) -> Runner:
+        """The content of a compiled file, ready to run."""
+
+    # --- building -------------------------------------------------------------------------------------------------------
+
+    def ready(self, pooled: bool) -> bool:
+        """Whether `propose` with this `pooled` runs at once."""
+        return pooled in self._runners or (not pooled and True in self._runners)
+
+    def key(self, pooled: bool) -> EngineKey:
+        """What names the compiled file of a variant."""
+        import torch
+
+        self._weights = self._weights or network_digest(self._network)
+        assert self.network_size is not None
+        return EngineKey(
+            weights=self._weights,
+            code=code_digest(),
+            engine=self.name,
+            library=f"{self.library()}, torch {torch.__version__}",
+            target=self.target(),
+            height=self.network_size[0],
+            width=self.network_size[1],
+            batch=self.batch,
+            precision=self.precision,
+            pooled=pooled,
+        )
+
+    def build(self, pooled: bool) -> tuple[bytes, str]:
+        """The compiled file of a variant, from the cache or built into it: its content and where it came from."""
+        report = Reporter(self.name, self._callback)
+
+        def make() -> bytes:
+            from vl4ad_model.engines import onnx_export
+
+            assert self.network_size is not None
+            log.info("compiling %s for %s at %dx%d, once", self.model_name, self.name, *self.network_size)
+            report("exporting", 0.0)
+            model = onnx_export.export(
+                self._network,
+                height=self.network_size[0],
+                width=self.network_size[1],
+                batch=self.batch,
+                precision=self.precision,
+                pooled=pooled,
+            )
+            report("compiling", report.export_share)
+            return self.compile(model, report)
+
+        content, origin = self._cache.get_or_build(
+            self.key(pooled),
+            self.model_name,
+            self.suffix,
+            make,
+            waiting=lambda: report("waiting for another process that builds it", 0.0),
+        )
+        if report.used:
+            report("done", 1.0)
+        return content, origin
+
+    def prepare(self, pooled: bool) -> None:
+        """Make a variant ready to run.
+
+        Raises:
+            EngineError: it cannot be built or run here.
+        """
+        with self._build_lock:
+            if self.ready(pooled):
+                return
+            content, origin = self.build(pooled)
+            runner = self.load(content)
+            assert self.network_size is not None
+            runner.run(np.zeros((self.batch, *self.network_size, 3), np.uint8))  # the first run allocates
+            self._runners[pooled] = runner
+            log.info("%s: %s", self.name, origin)
+
+    # --- running --------------------------------------------------------------------------------------------------------
+
+    def propose(self, images: np.ndarray, image_size: tuple[int, int] | None = None, *, pooled: bool = True) -> MaskProposals:
+        import torch
+
+        from vl4ad_model.network.proposals import MaskProposals
+
+        assert self.network_size is not None
+        if images.shape[1:] != (*self.network_size, 3) or images.dtype != np.uint8:
+            raise EngineError(
+                f"{self.name} was built for uint8 images of {self.network_size[0]}x{self.network_size[1]}, "
+                f"not {images.dtype} {'x'.join(map(str, images.shape[1:]))}"
+            )
+        self.prepare(pooled)
+        runner = self._runners.get(pooled) or self._runners[True]
+        with self._run_lock:
+            parts = [runner.run(chunk)[:] for chunk in self._chunks(images)]
+        count = len(images)
+        tensors = parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+        tensors = [tensor[:count] for tensor in tensors]
+        return MaskProposals(
+            mask_logits=tensors[0],
+            query_embeddings=tensors[1],
+            pooled_embeddings=tensors[2] if pooled else None,
+            pooled_valid=tensors[3] if pooled and self._network.clip.is_resnet else None,
+            image_size=image_size or self.network_size,
+            padded_size=self.network_size,
+        )
+
+    def _chunks(self, images: np.ndarray):
+        for first in range(0, len(images), self.batch):
+            chunk = images[first : first + self.batch]
+            missing = self.batch - len(chunk)
+            yield np.concatenate((chunk, np.zeros((missing, *chunk.shape[1:]), np.uint8))) if missing else chunk
+
+    def close(self) -> None:
+        with self._run_lock:
+            for runner in self._runners.values():
+                runner.close()
+            self._runners.clear()
+
+
+class Reporter:
+    """Turns "this stage, this far" into `BuildProgress` with an estimate of what is left."""
+
+    export_share = 0.7  # measured: tracing and folding take longer than a CPU library's compiler
+
+    def __init__(self, engine: str, callback: ProgressCallback | None) -> None:
+        self._engine, self._callback, self._start = engine, callback, time.monotonic()
+        self.used = False
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        self.used = True
+        elapsed = time.monotonic() - self._start
+        eta = elapsed * (1 - fraction) / fraction if fraction > 0.02 else None
+        if self._callback:
+            with contextlib.suppress(Exception):  # whoever listens must not break the build
+                self._callback(BuildProgress(self._engine, stage, fraction, elapsed, eta))

@@ -1,0 +1,195 @@
+"""Rewrites of an exported ONNX graph that change no number: sizes become constants, or all floats become half precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import onnx
+
+# Operators whose output size depends on data (TensorRT and most compilers refuse or slow down), and control flow.
+FORBIDDEN = ("NonZero", "ScatterND", "ScatterElements", "Loop", "If", "Scan")
+# What is left of size arithmetic after folding would be a bug here.
+SIZE_ARITHMETIC = ("Shape", "Size", "ConstantOfShape", "Range", "NonZero")
+_LARGE = 4096  # elements; larger constants are weights, not sizes
+_FOLDED_LIMIT = 1 << 22  # elements; folding must not blow the file up
+
+
+def fold(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Make every size and every other constant expression an initializer.
+
+    Torch's exporter leaves hundreds of Shape, Gather and Concat nodes although all sizes are known. Weights are set aside
+    meanwhile, so that shape inference copies kilobytes and not the whole network.
+    """
+    import onnx
+    from onnx import numpy_helper
+    from onnx.reference import ReferenceEvaluator
+
+    graph = model.graph
+    weights = {i.name: i for i in graph.initializer if np.prod(i.dims, dtype=np.int64) > _LARGE}
+    constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer if i.name not in weights}
+    light = onnx.ModelProto()
+    light.ir_version, light.producer_name = model.ir_version, model.producer_name
+    light.opset_import.extend(model.opset_import)
+    light.graph.name = graph.name
+    light.graph.input.extend(graph.input)
+    light.graph.output.extend(_without_shape(output) for output in graph.output)
+    light.graph.input.extend(onnx.helper.make_tensor_value_info(i.name, i.data_type, list(i.dims)) for i in weights.values())
+    nodes = list(graph.node)
+
+    changed = True
+    while changed:
+        changed = False
+        del light.graph.node[:], light.graph.initializer[:], light.graph.value_info[:]
+        light.graph.node.extend(nodes)
+        light.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
+        inferred = onnx.shape_inference.infer_shapes(light, data_prop=True)
+        shapes = _static_shapes(inferred.graph)
+        kept = []
+        for node in nodes:
+            if node.op_type == "Constant" and node.attribute[0].name == "value":
+                constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+            elif node.op_type == "Shape" and node.input[0] in shapes:
+                constants[node.output[0]] = _sliced_shape(node, shapes[node.input[0]])
+            elif node.op_type == "Identity" and node.input[0] in constants:
+                constants[node.output[0]] = constants[node.input[0]]
+            elif node.input and all(name == "" or name in constants for name in node.input):
+                if any(np.prod(shapes.get(name, (0,)), dtype=np.int64) > _FOLDED_LIMIT for name in node.output):
+                    kept.append(node)
+                    continue
+                single = _single_node_model(node, constants, model)
+                feeds = {name: constants[name] for name in node.input if name}
+                results = ReferenceEvaluator(single).run(None, feeds)
+                constants.update(zip(node.output, map(np.asarray, results), strict=True))
+            else:
+                kept.append(node)
+                continue
+            changed = True
+        nodes = kept
+
+    nodes = _alive(nodes, {output.name for output in graph.output})
+    used = {name for node in nodes for name in node.input} | {output.name for output in graph.output}
+    del light.graph.node[:], light.graph.initializer[:], light.graph.value_info[:], light.graph.input[:]
+    light.graph.node.extend(nodes)
+    light.graph.input.extend(graph.input)
+    light.graph.initializer.extend(numpy_helper.from_array(np.asarray(v, order="C"), k) for k, v in constants.items() if k in used)
+    light.graph.initializer.extend(value for key, value in weights.items() if key in used)
+    shapes = _output_shapes(light, weights)
+    for output in light.graph.output:
+        _set_shape(output, shapes[output.name])
+    return light
+
+
+def to_half(model: onnx.ModelProto, keep: tuple[str, ...] = ()) -> onnx.ModelProto:
+    """The same graph with float16 weights and arithmetic; the uint8 input is normalised in float16 too, where it is exact enough.
+
+    Half precision is written into the graph, because strongly typed compilers (TensorRT for RTX) take the types as they are.
+
+    Args:
+        keep: names of outputs that stay float32 (a cast is appended).
+    """
+    import onnx
+    from onnx import TensorProto, numpy_helper
+
+    for index, tensor in enumerate(model.graph.initializer):
+        if tensor.data_type == TensorProto.FLOAT:
+            values = np.clip(numpy_helper.to_array(tensor), -65504, 65504).astype(np.float16)
+            model.graph.initializer[index].CopyFrom(numpy_helper.from_array(values, tensor.name))
+    # Resize keeps its scales in float32 whatever it resizes.
+    scales = {node.input[2] for node in model.graph.node if node.op_type == "Resize" and len(node.input) > 2 and node.input[2]}
+    for index, tensor in enumerate(model.graph.initializer):
+        if tensor.name in scales:
+            values = numpy_helper.to_array(tensor).astype(np.float32)
+            model.graph.initializer[index].CopyFrom(numpy_helper.from_array(values, tensor.name))
+    for node in model.graph.node:
+        if node.op_type == "Cast":
+            for attribute in node.attribute:
+                if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                    attribute.i = TensorProto.FLOAT16
+    for output in model.graph.output:
+        kind = output.type.tensor_type
+        if kind.elem_type != TensorProto.FLOAT:
+            continue
+        if output.name in keep:
+            inner = output.name + "_half"
+            for node in model.graph.node:
+                for position, name in enumerate(node.output):
+                    if name == output.name:
+                        node.output[position] = inner
+                for position, name in enumerate(node.input):
+                    if name == output.name:
+                        node.input[position] = inner
+            model.graph.node.append(onnx.helper.make_node("Cast", [inner], [output.name], to=TensorProto.FLOAT))
+        else:
+            kind.elem_type = TensorProto.FLOAT16
+    return model
+
+
+def _without_shape(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    import onnx
+
+    return onnx.helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, None)
+
+
+def _set_shape(value: onnx.ValueInfoProto, shape: tuple[int, ...]) -> None:
+    del value.type.tensor_type.shape.dim[:]
+    for size in shape:
+        value.type.tensor_type.shape.dim.add().dim_value = size
+
+
+def _static_shapes(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        kind = value.type.tensor_type
+        if kind.HasField("shape") and all(d.HasField("dim_value") for d in kind.shape.dim):
+            shapes[value.name] = tuple(d.dim_value for d in kind.shape.dim)
+    return shapes
+
+
+def _output_shapes(model: onnx.ModelProto, weights: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of everything, inferred with the weights set aside."""
+    import onnx
+
+    light = onnx.ModelProto()
+    light.ir_version = model.ir_version
+    light.opset_import.extend(model.opset_import)
+    light.graph.name = model.graph.name
+    light.graph.node.extend(model.graph.node)
+    light.graph.input.extend(model.graph.input)
+    light.graph.output.extend(model.graph.output)
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+        else:
+            light.graph.initializer.append(tensor)
+    return _static_shapes(onnx.shape_inference.infer_shapes(light, check_type=True, strict_mode=True, data_prop=True).graph)
+
+
+def _sliced_shape(node: onnx.NodeProto, shape: tuple[int, ...]) -> np.ndarray:
+    span = {attribute.name: attribute.i for attribute in node.attribute}
+    return np.asarray(shape[span.get("start", 0) : span.get("end", len(shape))], dtype=np.int64)
+
+
+def _single_node_model(node: onnx.NodeProto, constants: dict[str, np.ndarray], model: onnx.ModelProto) -> onnx.ModelProto:
+    import onnx
+
+    inputs = [
+        onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(constants[name].dtype), None)
+        for name in dict.fromkeys(node.input)
+        if name
+    ]
+    outputs = [onnx.ValueInfoProto(name=name) for name in node.output]
+    graph = onnx.helper.make_graph([node], "constant", inputs, outputs)
+    return onnx.helper.make_model(graph, opset_imports=list(model.opset_import), ir_version=model.ir_version)
+
+
+def _alive(nodes: list[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
+    alive = []
+    wanted = set(wanted)
+    for node in reversed(nodes):
+        if any(name in wanted for name in node.output):
+            alive.append(node)
+            wanted.update(name for name in node.input if name)
+    return alive[::-1]

@@ -1,0 +1,181 @@
+"""Images go on being answered: PyTorch serves while an engine is built in the background, and takes over where one fails."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vl4ad_model.engines.base import BuildProgress, Engine, ProgressCallback
+from vl4ad_model.engines.compiled import CompiledEngine
+from vl4ad_model.errors import EngineError, Vl4adError
+
+if TYPE_CHECKING:
+    from vl4ad_model.network.proposals import MaskProposals
+
+log = logging.getLogger(__name__)
+
+
+class ServingEngine(Engine):
+    """A compiled engine with PyTorch behind it.
+
+    Args:
+        compiled: the engine that is wanted; None = PyTorch alone.
+        fallbacks: makers of the engines that stand in for it, best first, each made when first needed. The last one should need
+            nothing that can run out.
+        reason: why `compiled` was chosen.
+        background: build while a fallback serves; otherwise `propose` waits for a variant that is not there yet.
+        progress: called from the building thread.
+    """
+
+    def __init__(
+        self,
+        compiled: CompiledEngine | None,
+        fallbacks: list[Callable[[], Engine]],
+        *,
+        reason: str,
+        background: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> None:
+        self._compiled, self._makers, self._chosen_because = compiled, list(fallbacks), reason
+        self._background, self._callback = background, progress
+        self._fallback: Engine | None = None
+        self._builder: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        self.last_error = ""
+        first = compiled if compiled is not None else self._made()
+        self.device, self.precision, self.network_size = first.device, first.precision, first.network_size
+        if compiled is not None:
+            compiled._callback = self._report
+
+    # --- what runs now --------------------------------------------------------------------------------------------------
+
+    @property
+    def _running(self) -> Engine:
+        if self._compiled is not None and (self._compiled.ready(False) or not self._background):
+            return self._compiled
+        return self._made()
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """The engine that answers the next image."""
+        return self._running.name
+
+    @property
+    def reason(self) -> str:  # type: ignore[override]
+        running = self._running
+        if running is self._compiled or self._compiled is None:
+            return f"{self._chosen_because}; {self.last_error}" if self.last_error else self._chosen_because
+        return f"{running.name} serves while {self._compiled.name} is built"
+
+    # --- building -------------------------------------------------------------------------------------------------------
+
+    def prepare(self, pooled: bool) -> None:
+        """Make the compiled variant ready: at once, or in the background. A failure leaves the fallback in charge."""
+        if self._compiled is None or self._compiled.ready(pooled):
+            return
+        if not self._background:
+            self._prepare(pooled)
+            return
+        with self._lock:
+            if self._builder is None or not self._builder.is_alive():
+                self._builder = threading.Thread(target=self._prepare, args=(pooled,), name="engine build", daemon=True)
+                self._builder.start()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for a build in the background; returns whether none runs any more."""
+        builder = self._builder
+        if builder is not None:
+            builder.join(timeout)
+        return builder is None or not builder.is_alive()
+
+    def _prepare(self, pooled: bool) -> None:
+        compiled = self._compiled
+        if compiled is None:
+            return
+        try:
+            compiled.prepare(pooled)
+        except Exception as error:  # a compiler may fail in any way; images go on
+            self._give_up(compiled, error)
+        finally:
+            self.progress = None
+        if self._closed:
+            compiled.close()
+
+    def _report(self, progress: BuildProgress) -> None:
+        self.progress = progress if progress.fraction < 1 else None
+        if self._callback:
+            self._callback(progress)
+
+    # --- running --------------------------------------------------------------------------------------------------------
+
+    def propose(self, images: np.ndarray, image_size: tuple[int, int] | None = None, *, pooled: bool = True) -> MaskProposals:
+        self.prepare(pooled)
+        compiled = self._compiled
+        if compiled is not None and compiled.ready(pooled):
+            try:
+                return compiled.propose(images, image_size, pooled=pooled)
+            except Vl4adError:
+                raise  # the caller's mistake, or one that the engine has explained
+            except Exception as error:
+                self._give_up(compiled, error)
+        while True:
+            fallback = self._made()
+            try:
+                return self._on_device(fallback.propose(images, image_size, pooled=pooled))
+            except RuntimeError as error:
+                if not self._makers:
+                    raise EngineError(f"engine {fallback.name} failed on {fallback.device}: {one_line(error)}") from None
+                self._give_up(fallback, error)
+
+    def _made(self) -> Engine:
+        if self._fallback is None:
+            if not self._makers:
+                raise EngineError(f"no engine is left: {self.last_error}")
+            self._fallback = self._makers.pop(0)()
+        return self._fallback
+
+    def _give_up(self, engine: Engine, error: Exception) -> None:
+        """Never use `engine` again, say so, and free what it held."""
+        kind = "ran out of device memory" if is_out_of_memory(error) else "failed"
+        self.last_error = f"{engine.name} on {engine.device} {kind} ({one_line(error)})"
+        with contextlib.suppress(Exception):
+            engine.close()
+        if engine is self._compiled:
+            self._compiled = None
+        else:
+            self._fallback = None
+        self._chosen_because = f"{self._made().name} on {self._made().device}"
+        log.error("%s; %s takes over", self.last_error, self._chosen_because)
+
+    def _on_device(self, proposals: MaskProposals) -> MaskProposals:
+        """The proposals where this engine promised them, whoever made them."""
+        if proposals.mask_logits.device.type == self.device.split(":")[0]:
+            return proposals
+        moved = {
+            field.name: value.to(self.device) if hasattr(value := getattr(proposals, field.name), "to") else value
+            for field in dataclasses.fields(proposals)
+        }
+        return type(proposals)(**moved)
+
+    def close(self) -> None:
+        self._closed = True
+        for engine in (self._compiled, self._fallback):
+            if engine is not None:
+                engine.close()
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that device or host memory ran out."""
+    return type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+
+
+def one_line(error: Exception) -> str:
+    """The first line of an exception's text that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

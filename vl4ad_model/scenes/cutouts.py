@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 import zlib
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +80,7 @@ def names_of(folder: Path) -> dict[str, Path]:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def is_held_out(name: str) -> bool:
     """Whether training must not see a cut-out: its name has a held-out type's in it, or it is one in six of the others by hash."""
     words = set(name.split())

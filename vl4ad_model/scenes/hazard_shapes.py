@@ -15,9 +15,9 @@ RUBBER = (0.06, 0.06, 0.07)
 
 
 def any_color(rng, low=0.1, high=0.95) -> np.ndarray:
-    """A random colour, saturated half of the time."""
+    """A random colour, saturated half of the time; squared, since evenly spread linear light would be pastel."""
     color = rng.uniform(low, high, 3)
-    return color if rng.random() < 0.5 else np.clip(color.mean() + (color - color.mean()) * 2, 0.02, 0.98)
+    return (color if rng.random() < 0.5 else np.clip(color.mean() + (color - color.mean()) * 2, 0.02, 0.98)) ** 1.8
 
 
 def wood(rng) -> np.ndarray:
@@ -238,7 +238,7 @@ def _animal(
 
 def _coat(r) -> np.ndarray:
     return np.array(
-        r.choice([(0.45, 0.3, 0.17), (0.2, 0.15, 0.12), (0.75, 0.65, 0.5), (0.5, 0.48, 0.46), (0.85, 0.83, 0.8)])
+        r.choice([(0.28, 0.17, 0.08), (0.06, 0.045, 0.035), (0.5, 0.42, 0.3), (0.3, 0.29, 0.28), (0.6, 0.58, 0.55)])
     ) * r.uniform(0.7, 1.15)
 
 
@@ -275,22 +275,28 @@ def deer(p: Pen, r) -> None:
 
 def sheep(p: Pen, r) -> None:
     h = r.uniform(0.65, 0.85)
-    _animal(p, r, length=h * 1.35, height=h, girth=h * 0.62, neck=h * 0.28, head=h * 0.36, color=np.full(3, r.uniform(0.6, 0.95)),
+    _animal(p, r, length=h * 1.35, height=h, girth=h * 0.62, neck=h * 0.28, head=h * 0.36, color=np.array((1.0, 0.96, 0.88)) * r.uniform(0.35, 0.7),
             color2=np.full(3, 0.85), tail=0.15, wool=0.2)  # fmt: skip
 
 
 def horse(p: Pen, r) -> None:
-    h = r.uniform(1.4, 1.7)
-    _animal(
-        p, r, length=h * 1.15, height=h, girth=h * 0.36, neck=h * 0.55, head=h * 0.36, color=_coat(r), color2=_coat(r), tail=1.2
-    )
+    h, coat = r.uniform(1.4, 1.7), _coat(r)
+    _animal(p, r, length=h * 1.15, height=h, girth=h * 0.36, neck=h * 0.55, head=h * 0.36, color=coat, color2=_coat(r), tail=1.2)
+    mane = np.array((0.02, 0.018, 0.015)) if r.random() < 0.7 else coat * 0.6
+    for t in np.linspace(0, 1, 6):
+        at = (0, -h * (0.36 + 0.4 * t), h * (0.84 + 0.28 * t))
+        p.draw("blob", at, (0.09, 0.3, 0.34), mane, material="fur")
+    p.draw("blob", (0, h * 0.68, h * 0.52), (0.14, 0.2, h * 0.5), mane, material="fur")
+    for x in (-h * 0.11, h * 0.11):
+        for y in (-h * 0.39, h * 0.39):
+            p.draw("cylinder", (x, y, 0.06), (0.13, 0.15, 0.12), (0.03, 0.03, 0.03))
 
 
 def bucket(p: Pen, r) -> None:
-    c, h = any_color(r), r.uniform(0.3, 0.5)
-    p.draw("cone", (0, 0, h / 2), (h * 0.9, h * 0.9, -h * 2.2), c, gloss=0.3)
-    p.draw("ring", (0, 0, h), (h, h, 0.3), c * 0.8)
-    p.draw("ring", (0, 0, h), (h, h, 0.3), METAL, pitch=1.2)
+    c, h = any_color(r) if r.random() < 0.7 else np.array(METAL), r.uniform(0.3, 0.5)
+    p.draw("pail", (0, 0, h / 2), (h, h, h), c, gloss=0.3, material="paint")
+    p.draw("ring", (0, 0, h), (h * 1.04, h * 1.04, 0.3), c * 0.8)
+    p.draw("ring", (0, 0, h), (h, h, 0.3), METAL, pitch=r.choice([1.2, 0.1]))
 
 
 def crate(p: Pen, r) -> None:
@@ -474,11 +480,15 @@ def toilet(p: Pen, r) -> None:
 
 
 def boat(p: Pen, r) -> None:
-    c, length = any_color(r), r.uniform(2.2, 4)
-    p.draw("blob", (0, 0, 0.35), (1.2, length, 0.75), c, color2=c * 0.5)
-    p.draw("blob", (0, 0, 0.6), (0.95, length * 0.85, 0.3), wood(r), material="wood")
-    for y in (-length * 0.15, length * 0.2):
-        p.draw("box", (0, y, 0.68), (1.0, 0.22, 0.05), wood(r), material="wood")
+    c, length = any_color(r) if r.random() < 0.6 else wood(r) * 0.7, r.uniform(2.2, 4)
+    wide, tall = 1.3, 0.62
+    p.draw("hull", (0, 0, tall / 2), (wide, length, tall), c, material="paint", gloss=0.3)
+    p.draw("hull", (0, length * 0.01, tall * 0.62), (wide * 0.86, length * 0.9, tall * 0.6), wood(r) * 0.45, material="wood")
+    for y in (-length * 0.18, length * 0.08, length * 0.32):
+        p.draw("box", (0, y, tall * 0.86), (wide * (0.75 if y > 0 else 0.55), 0.22, 0.05), wood(r), material="wood")
+    if r.random() < 0.5:
+        for x in (-0.35, 0.35):
+            p.rod((x, -length * 0.35, tall), (x * 1.6, length * 0.4, tall + 0.06), 0.05, wood(r), material="wood")
 
 
 def piano(p: Pen, r) -> None:

@@ -177,6 +177,11 @@ def _car_roof(profile) -> np.ndarray:
     return _loft(stations, 0.4)
 
 
+# An open boat: pointed in front, flat behind.
+_HULL = [(-0.5, 0.6, 1.0, 0.01, 0.02), (-0.44, 0.3, 0.97, 0.05, 0.14), (-0.3, 0.12, 0.9, 0.14, 0.33), (-0.1, 0.02, 0.85, 0.24, 0.46),
+        (0.15, 0.0, 0.84, 0.28, 0.5), (0.4, 0.02, 0.86, 0.26, 0.46), (0.5, 0.06, 0.88, 0.22, 0.42)]  # fmt: skip
+
+
 # Every mesh fits into the unit cube around the origin; z is up.
 MESHES: dict[str, np.ndarray] = {
     "box": _frustum(1.0),
@@ -191,6 +196,8 @@ MESHES: dict[str, np.ndarray] = {
     "ring": _torus(0.46, 0.04),
     "prism": _prism(),
     "rounded": _rounded(0.3),
+    "pail": _revolve([0.0, 0.36, 0.36, 0.5, 0.47, 0.36, 0.0], [-0.5, -0.5, -0.49, 0.5, 0.5, -0.3, -0.3], 16),
+    "hull": _loft(_HULL, 0.7),
     **{f"{name} body": _car_body(profile) for name, profile in CAR_PROFILES.items()},
     **{f"{name} glass": _car_glass(profile) for name, profile in CAR_PROFILES.items()},
     **{f"{name} roof": _car_roof(profile) for name, profile in CAR_PROFILES.items()},

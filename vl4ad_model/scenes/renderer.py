@@ -129,10 +129,10 @@ class Renderer:
         self.target.use()
         self.target.clear()
         # depths first, so that no pixel is shaded twice: a quarter less time, the same pixels
-        self.target.color_mask = ((False,) * 4,) * 2
+        self.target.color_mask = ((False,) * 4,) * 2  # type: ignore[assignment]
         _set(self.programs["depth"], view_projection=view_projection, bend=bend)
         self._draw([batch for batch in batches if batch[0] == "solid"], "depth")
-        self.target.color_mask = ((True,) * 4,) * 2
+        self.target.color_mask = ((True,) * 4,) * 2  # type: ignore[assignment]
         light = world.light
         common = {"fog_color": light.fog_color, "fog_density": light.fog_density, "eye": world.camera.position}
         self.shadow.use(0)

@@ -63,7 +63,7 @@ def render(
 @app.command()
 def bag(
     out: Annotated[Path, typer.Option(help="The bag, a folder that is not there yet.")],
-    seed: Annotated[int, typer.Option(help="Which street, traffic and light.")] = 900002,
+    seed: Annotated[int, typer.Option(help="Which street, traffic and light.")] = 900006,
     seconds: Annotated[float, typer.Option(help="Length of the drive.")] = 12.0,
     rate: Annotated[float, typer.Option(help="Frames per second.")] = 10.0,
     hazards: Annotated[

@@ -275,8 +275,19 @@ def deer(p: Pen, r) -> None:
 
 def sheep(p: Pen, r) -> None:
     h = r.uniform(0.65, 0.85)
-    _animal(p, r, length=h * 1.35, height=h, girth=h * 0.62, neck=h * 0.28, head=h * 0.36, color=np.array((1.0, 0.96, 0.88)) * r.uniform(0.35, 0.7),
-            color2=np.full(3, 0.85), tail=0.15, wool=0.2)  # fmt: skip
+    _animal(
+        p,
+        r,
+        length=h * 1.35,
+        height=h,
+        girth=h * 0.62,
+        neck=h * 0.28,
+        head=h * 0.36,
+        color=np.array((1.0, 0.96, 0.88)) * r.uniform(0.35, 0.7),
+        color2=np.full(3, 0.85),
+        tail=0.15,
+        wool=0.2,
+    )
 
 
 def horse(p: Pen, r) -> None:

@@ -31,6 +31,7 @@ LAZY: dict[str, tuple[str, str, str]] = {
     "export": ("vl4ad_model.engines.commands", "export", "Compile a model for ONNX Runtime, OpenVINO or TensorRT."),
     "engines": ("vl4ad_model.engines.commands", "engines_app", "Look at and clean the cache of compiled engines."),
     "train": ("vl4ad_model.training.commands", "train", "Train or fine-tune a mask decoder."),
+    "train-clip": ("vl4ad_model.training.clip_commands", "app", "Make the embedded model's CLIP from published files."),
     "scenes": ("vl4ad_model.scenes.commands", "app", "Render road scenes and bags with exact labels."),
 }
 BENCHMARKS: dict[str, tuple[str, str, str]] = {

@@ -14,7 +14,7 @@ from vl4ad_model.errors import EvaluationError, ImageError
 from vl4ad_model.evaluation.folders import FolderSource
 from vl4ad_model.evaluation.frame_counts import METRICS
 from vl4ad_model.evaluation.progress import ConsoleProgress
-from vl4ad_model.evaluation.runner import ModelSettings, Settings, evaluate, mapper
+from vl4ad_model.evaluation.runner import Finished, ModelSettings, Settings, evaluate, mapper
 from vl4ad_model.evaluation.sources import Source
 
 if TYPE_CHECKING:
@@ -239,9 +239,10 @@ def _evaluate(
     report: Path | None,
 ) -> None:
     """Run, write, print; the exit status says whether the result is whole."""
+    from vl4ad_model.evaluation.report import RESULTS, load_run, write_report
     from vl4ad_model.evaluation.results import to_document
 
-    result_file = json_file or (report / "results.json" if report else None)
+    result_file = json_file or (report / RESULTS if report else None)
     for path in (json_file, report):
         if path is not None:
             _check_writable(path, folder=path is report)
@@ -253,7 +254,7 @@ def _evaluate(
     with ConsoleProgress() as progress:
         try:
             with mapper(workers) as map_tasks:
-                run, work = evaluate(
+                finished = evaluate(
                     sources,
                     settings,
                     configuration=configuration,
@@ -265,11 +266,16 @@ def _evaluate(
             again = "; the same command goes on from there" if result_file else ""
             progress.say(f"vl4ad: interrupted after {progress.done} of {progress.total} frames{again}. No result was written.")
             raise typer.Exit(INTERRUPTED) from None
-    document = to_document(run)
+    document = to_document(finished.run)
+    if report:
+        document["pictures"] = _write_pictures(report, finished, document)
+        _write_json(report / RESULTS, document)
     if json_file:
         _write_json(json_file, document)
-    work.remove()
+    finished.work.remove()
     _print_summary(document)
+    if report:
+        print(f"report: {write_report(report, [load_run(report)])}")
     if not document["pixels"]["anomaly"] and not document["pixels"]["ordinary"]:
         _warn(f"nothing counts in any of {document['frames']['evaluated']} frames: every pixel is labelled ignore")
     elif not document["pixels"]["anomaly"]:
@@ -279,6 +285,74 @@ def _evaluate(
         _warn(f"{frames['failed']} of {frames['failed'] + frames['evaluated']} frames were skipped: the result is not whole")
     if not document["complete"] or not sum(document["pixels"].values()):
         raise typer.Exit(NOT_WHOLE)
+
+
+def _write_pictures(report: Path, finished: Finished, document: dict[str, Any]) -> list[dict[str, str]]:
+    """Strips of the chosen frames into the report's folder; what they are, for the document."""
+    from vl4ad_model.evaluation import pictures
+    from vl4ad_model.evaluation.report import PICTURES
+    from vl4ad_model.evaluation.sources import FrameFailure
+    from vl4ad_model.image_files import write_rgb
+    from vl4ad_model.vocabulary import Vocabulary
+
+    settings = finished.run.configuration.get("model") or {}
+    path = settings.get("vocabulary")
+    palette = (Vocabulary.from_yaml(path) if path else Vocabulary.cityscapes()).color_table()
+    score_range = _score_range(document["histogram"])
+    threshold = document.get("component_threshold", document.get("best_f1_threshold"))
+    written = []
+    for name, why in pictures.choose(document["per_frame"]):
+        source, entry = finished.places[name]
+        frame = next(iter(source.frames([entry])))
+        if isinstance(frame, FrameFailure) or frame.labels is None:
+            continue
+        kept = finished.work.load_maps(entry)
+        scores = kept[0] if kept else frame.scores
+        if scores is None:
+            continue
+        strip = pictures.strip(frame.rgb, scores, frame.labels, threshold=threshold, score_range=score_range, palette=palette)
+        file = pictures.file_name(name)
+        try:
+            write_rgb(report / PICTURES / file, strip)
+        except ImageError as error:
+            raise EvaluationError(str(error)) from None
+        written.append({"frame": name, "why": why, "file": f"{PICTURES}/{file}"})
+    return written
+
+
+def _score_range(histogram: dict[str, Any]) -> tuple[float, float]:
+    """Scores that pictures show as darkest and brightest: all but the outermost 0.1 % of ordinary pixels, all anomalous ones."""
+    import numpy as np
+
+    edges = np.array(histogram["edges"] or [0, 1], float)
+    ordinary, anomaly = (np.array(histogram[kind] or [1], float) for kind in ("ordinary", "anomaly"))
+    if not histogram["edges"]:
+        return 0.0, 1.0
+    share = np.cumsum(ordinary) / max(ordinary.sum(), 1)
+    low = edges[int(np.searchsorted(share, 0.001))] if ordinary.sum() else edges[0]
+    tops = [edges[min(int(np.searchsorted(share, 0.999)) + 1, edges.size - 1)]] if ordinary.sum() else []
+    if anomaly.any():
+        tops.append(edges[int(np.flatnonzero(anomaly)[-1]) + 1])
+    return float(low), float(max(tops, default=edges[-1]))
+
+
+@evaluate_app.command("compare")
+def evaluate_compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of reports, or JSON files of runs.", show_default=False)],
+    report: Annotated[Path, typer.Option(help="Folder for the page.")],
+    name: Annotated[list[str] | None, typer.Option("--name", help="What to call each run, in order.")] = None,
+) -> None:
+    """Put finished runs side by side: prompts A against prompts B, model X against model Y."""
+    from vl4ad_model.evaluation.report import load_run, write_report
+
+    _check_writable(report, folder=True)
+    if name and len(name) != len(runs):
+        raise EvaluationError(f"{len(name)} names for {len(runs)} runs: give --name once per run, or not at all")
+    loaded = [load_run(path, name[index] if name else None) for index, path in enumerate(runs)]
+    frames = {tuple(sorted(row["frame"] for row in run.document["per_frame"])) for run in loaded}
+    if len(frames) > 1:
+        _warn("the runs are over different frames: their numbers do not compare")
+    print(f"report: {write_report(report, loaded)}")
 
 
 def _warn(text: str) -> None:

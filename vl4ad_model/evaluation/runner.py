@@ -103,6 +103,14 @@ class TaskResult(NamedTuple):
     failures: tuple[FrameFailure, ...]
 
 
+class Finished(NamedTuple):
+    """An evaluated set: the run, its work folder (the caller removes it), and where each frame is."""
+
+    run: Run
+    work: WorkFolder
+    places: dict[str, tuple[Source, Entry]]
+
+
 class Mapper(Protocol):
     """Runs a function over tasks, anywhere, and gives the results in any order."""
 
@@ -242,7 +250,7 @@ def evaluate(
     map_tasks: Mapper = in_this_process,
     per_task: int = 1,
     progress: Progress,
-) -> tuple[Run, WorkFolder]:
+) -> Finished:
     """Evaluate every frame of the sources.
 
     Args:
@@ -288,7 +296,8 @@ def evaluate(
         if not finished and result_file is None:
             work.remove()
     run = Run(counts, second, shared, failures, settings.metrics, settings.class_names, configuration)
-    return run, work
+    places = {entry.name: (source, entry) for source, some in listed for entry in some if entry.name not in failed}
+    return Finished(run, work, places)
 
 
 def _first(

@@ -231,7 +231,15 @@ def _plots(runs: Sequence[ReportedRun]) -> str:
     documents = [(run.name, run.document) for run in runs]
     figures = report_plots.figures(documents)
     parts = [f'<div class="plot{" wide" if wide else ""}">{_figure(figure)}</div>' for figure, wide in figures]
-    return f'<section><h2>Curves</h2><div class="plots">{"".join(parts)}</div></section>'
+    hint = '<p class="note">Drag to zoom, double-click to go back, click a name in a legend to hide it.</p>'
+    return f'<section><h2>Curves</h2><div class="plots">{"".join(parts)}</div>{hint}</section>{_RESIZE}'
+
+
+# A plot that is drawn before the page has its layout keeps the wrong width.
+_RESIZE = """<script>addEventListener("load", () => {
+for (const plot of document.querySelectorAll(".js-plotly-plot"))
+    new ResizeObserver(() => Plotly.Plots.resize(plot)).observe(plot.parentNode);
+});</script>"""
 
 
 def _figure(figure: Any) -> str:
@@ -240,7 +248,7 @@ def _figure(figure: Any) -> str:
         include_plotlyjs=False,
         default_width="100%",
         default_height=report_plots.HEIGHT,
-        config={"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]},
+        config={"displayModeBar": False, "responsive": True},
     )
 
 

@@ -19,7 +19,9 @@ def figures(documents: Documents) -> list[tuple[Any, bool]]:
     found += [(histogram(name, document, color), False) for (name, document), color in zip(documents, COLORS * 9, strict=False)]
     if any(document.get("per_threshold") for _, document in documents):
         found.append((component_f1(documents), False))
-    found.append((per_frame(documents), False))
+    frames = per_frame(documents)
+    if frames is not None:
+        found.append((frames, len([figure for figure, _ in found if figure is not None]) % 2 == 0))
     if any("IoU" in document for _, document in documents):
         found.append((class_iou(documents), True))
     return [(figure, wide) for figure, wide in found if figure is not None]
@@ -66,7 +68,7 @@ def precision_recall(documents: Documents) -> Any | None:
         )  # fmt: skip
         best = _best(curve)
         if best is not None:
-            _point(figure, color, curve["recall"][best], curve["precision"][best], "best F1")
+            _point(figure, color, curve["recall"][best], curve["precision"][best], "best F1" if len(documents) == 1 else "")
     return figure
 
 
@@ -77,7 +79,8 @@ def _best(curve: Mapping[str, Sequence[Any]]) -> int | None:
 
 def _point(figure: Any, color: str, x: float, y: float, text: str) -> None:
     figure.add_scatter(
-        x=[x], y=[y], mode="markers+text", text=[text], textposition="top right", showlegend=False, hoverinfo="skip",
+        x=[x], y=[y], mode="markers+text" if text else "markers", text=[text], textposition="top right",
+        showlegend=False, hoverinfo="skip",
         marker={"size": 10, "color": color, "line": {"color": "white", "width": 2}},
     )  # fmt: skip
 
@@ -98,7 +101,7 @@ def roc(documents: Documents) -> Any | None:
             showlegend=len(documents) > 1,
         )  # fmt: skip
         if document.get("FPR95") is not None:
-            _point(figure, color, document["FPR95"], 0.95, "FPR95")
+            _point(figure, color, document["FPR95"], 0.95, "FPR95" if len(documents) == 1 else "")
     return figure
 
 
@@ -121,7 +124,7 @@ def histogram(name: str, document: Mapping[str, Any], color: str) -> Any | None:
                     width=edges[1] - edges[0], hovertemplate="score %{x:.3f}<br>%{y:.3%}<extra>" + kind + "</extra>",
                 )
             )  # fmt: skip
-    figure.update_yaxes(type="log", tickformat=".0e", exponentformat="power")
+    figure.update_yaxes(type="log", dtick=1, exponentformat="power")
     threshold = document.get("component_threshold", document.get("best_f1_threshold"))
     if threshold is not None:
         figure.add_vline(x=threshold, line={"color": "#0f172a", "dash": "dash", "width": 1.5}, annotation_text="threshold")

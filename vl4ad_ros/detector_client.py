@@ -265,3 +265,10 @@ def pixels(message: Image) -> np.ndarray:
     values = np.frombuffer(message.data, dtype)
     shape = (message.height, message.width) if channels == 1 else (message.height, message.width, channels)
     return values.reshape(shape)
+
+
+def deserialize_image(raw: bytes, message_type: str) -> Any:
+    """An Image or CompressedImage message from its serialized bytes."""
+    from rclpy.serialization import deserialize_message
+
+    return deserialize_message(raw, CompressedImage if message_type.endswith("CompressedImage") else Image)

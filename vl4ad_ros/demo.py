@@ -1,0 +1,299 @@
+"""`make demo`: the real node, the recorded drive, and a hazard that is named while the images flow.
+
+The drive is played twice without a pause, so that the same frames are seen before and after the change of words.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from vl4ad_model.errors import EvaluationError
+
+HAZARDS = ["tyre|tire", "sofa|couch", "cardboard box", "ladder"]
+TOPICS = ("segmentation", "anomaly_score")
+FEWEST_PAIRS = 10
+"""With fewer frames answered both before and after, each round is judged by its own."""
+
+
+@dataclass
+class Answer:
+    """The node's outputs for one frame that was sent, and when they came."""
+
+    index: int
+    labels: np.ndarray
+    anomaly: np.ndarray
+    latency: float
+    version: int
+
+
+@dataclass
+class Playback:
+    """What was sent: per pass, stamp -> index of the frame; and when the words were changed."""
+
+    sent: list[dict[tuple[int, int], int]] = field(default_factory=list)
+    seconds: float = 0.0
+    accepted: bool = False
+    reason: str = ""
+    words_seconds: float = float("nan")
+
+
+@dataclass(frozen=True)
+class HazardResult:
+    """What naming changed for one kind of hazard: average precision of its pixels against ordinary ones, and named right."""
+
+    name: str
+    pixels: int
+    ap_before: float
+    ap_after: float
+    named: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The demo's numbers. Latencies in ms, from a header's stamp to the arrival of the anomaly score; AP and FPR95 0..1."""
+
+    model: str
+    engine: str
+    frames_sent: int
+    frames_answered: int
+    frames_dropped: int
+    rate_in: float
+    rate_out: float
+    latency_p50: float
+    latency_p99: float
+    words_changed_in_s: float
+    prompts: list[str]
+    compared: str
+    ap_before: float
+    ap_after: float
+    fpr95_before: float
+    fpr95_after: float
+    hazards: list[HazardResult]
+
+
+def default_bag() -> Path:
+    """The bag in the repository this is run from."""
+    relative = Path("test/data/demo_bag")
+    for root in (Path.cwd(), Path(__file__).resolve().parents[1]):
+        if (root / relative).is_dir():
+            return root / relative
+    raise EvaluationError(f"no {relative} here: run it from the repository, or say --bag")
+
+
+def main(
+    bag: Annotated[Path | None, typer.Option(help="Bag with a camera and its labels; none = the repository's.")] = None,
+    hazard: Annotated[list[str] | None, typer.Option("--hazard", help="A hazard to name; repeat for more.")] = None,
+    model: Annotated[str, typer.Option(help="Model name or folder.")] = "tiny",
+    engine: Annotated[str, typer.Option(help="auto, torch, onnx, openvino or tensorrt.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for the page, the pictures and the numbers.")] = Path("out/demo"),
+) -> None:
+    """Run the detector on a recorded drive, name hazards half-way, and show what changed."""
+    from rich.console import Console
+
+    from vl4ad_ros import demo_page, demo_recording
+    from vl4ad_ros.detector_client import DetectorClient
+    from vl4ad_ros.detector_process import DetectorProcess, own_domain
+
+    console, prompts, domain = Console(), hazard or HAZARDS, own_domain()
+    bag = bag or default_bag()
+    console.print(f"[bold]VL4AD demo[/bold]: {bag}, ROS_DOMAIN_ID={domain}", highlight=False)
+    recording = demo_recording.read_recording(bag)
+    settings = {
+        "model": model,
+        "engine": engine,
+        "image_transport": "compressed" if recording.compressed else "raw",
+    }
+    topic = recording.image_topic.removesuffix("/compressed")
+    client_settings: dict[str, Any] = {"image_topic": recording.image_topic, "compressed": recording.compressed, "topics": TOPICS}
+    with DetectorProcess(settings, domain=domain, arguments=["-r", f"image:={topic}"]) as detector:
+        with console.status("starting the detector"):
+            detector.wait_until_active()
+        with DetectorClient(domain=domain, **client_settings) as user:
+            user.wait_until_connected()
+            playback = play(user, recording, prompts, console)
+            user.wait_for(lambda c: c.diagnostics.get("vl4ad_detector: detector", {}).get("engine"), timeout=5)
+            node = dict(user.collected.diagnostics.get("vl4ad_detector: detector", {}))
+            answers = collect(user, playback)
+    if not playback.accepted:
+        raise EvaluationError(f"the detector refused the prompts: {playback.reason}")
+    with console.status("comparing before and after"):
+        summary, before, after = compare(recording, playback, answers, prompts, node)
+        page = demo_page.write(out, recording, summary, before, after)
+        (out / "summary.json").write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
+    console.print(demo_page.table(summary, page))
+    if not before or not after:
+        raise EvaluationError("the detector answered no frame both before and after the change: this machine is too slow for it")
+
+
+def play(user, recording, prompts: list[str], console) -> Playback:
+    """Send every frame at its own time, twice; when the second round begins, change the words from another thread."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from vl4ad_ros.detector_client import deserialize_image
+
+    result = Playback(sent=[{}, {}])
+
+    def change_words() -> None:
+        asked = time.monotonic()
+        versions = {labels.content["version"] for labels in user.collected.labels}
+        result.accepted, result.reason = user.set_parameter("hazard_prompts", prompts)
+        if result.accepted and user.wait_for(lambda c: c.labels and c.labels[-1].content["version"] not in versions, timeout=30):
+            result.words_seconds = time.monotonic() - asked
+
+    changer = threading.Thread(target=change_words, daemon=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total} frames"),
+        TimeRemainingColumn(),
+    )
+    began = time.monotonic()
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("known classes only", total=2 * len(recording.frames))
+        for round_number, (index, frame) in itertools.product(range(2), enumerate(recording.frames)):
+            if round_number == 1 and index == 0:
+                progress.update(task, description="hazards named: " + ", ".join(prompts)[:40])
+                changer.start()
+            due = began + round_number * recording.seconds + frame.seconds
+            time.sleep(max(0.0, due - time.monotonic()))
+            message = deserialize_image(frame.raw, frame.message_type)
+            message.header.stamp = user.now()
+            result.sent[round_number][user.send_message(message)] = index
+            progress.advance(task)
+        result.seconds = time.monotonic() - began
+        changer.join(60)
+        last = next(reversed(result.sent[1]))
+        user.wait_for(lambda c: all(last in c.outputs[topic] for topic in TOPICS), timeout=5)
+    return result
+
+
+def collect(user, playback: Playback) -> list[list[Answer]]:
+    """The answers of both rounds, in the order of their frames, each with the version of the words it was scored with."""
+    from vl4ad_ros.detector_client import pixels
+
+    starts = []
+    for labels in user.collected.labels:
+        after = labels.content["after"].get("")
+        starts.append((labels.content["version"], (after["sec"], after["nanosec"]) if after else (0, 0)))
+    rounds = []
+    for sent in playback.sent:
+        answers = []
+        for stamp, index in sent.items():
+            labels, scores = (user.collected.outputs[topic].get(stamp) for topic in TOPICS)
+            if labels is None or scores is None:
+                continue
+            version = max((number for number, start in starts if stamp > start), default=0)
+            latency = scores.when - (stamp[0] + stamp[1] * 1e-9)
+            answers.append(Answer(index, pixels(labels.message), pixels(scores.message), latency, version))
+        rounds.append(answers)
+    return rounds
+
+
+def compare(
+    recording, playback: Playback, rounds: list[list[Answer]], prompts: list[str], node: dict[str, str]
+) -> tuple[Summary, dict[int, Answer], dict[int, Answer]]:
+    """The numbers over the frames that were answered in both rounds, and those answers by frame."""
+    newest = max((answer.version for answer in rounds[1]), default=0)
+    before = {answer.index: answer for answer in rounds[0] if answer.version < newest}
+    after = {answer.index: answer for answer in rounds[1] if answer.version == newest}
+    common = sorted(before.keys() & after.keys())
+    compared = f"the {len(common)} frames answered both times"
+    if len(common) >= FEWEST_PAIRS:
+        before, after = ({index: part[index] for index in common} for part in (before, after))
+    else:
+        compared = f"{len(before)} frames before and {len(after)} others after: too slow a machine to answer the same ones twice"
+    everything = [answer for part in rounds for answer in part]
+    latencies = np.array([answer.latency for answer in everything]) * 1e3
+    sent = sum(map(len, playback.sent))
+    metrics = [precision([(recording.frames[i].truth, answer.anomaly) for i, answer in part.items()]) for part in (before, after)]
+    summary = Summary(
+        model=node.get("model", "?"),
+        engine=f"{node.get('engine', '?')} on {node.get('device', '?')}",
+        frames_sent=sent,
+        frames_answered=len(everything),
+        frames_dropped=sent - len(everything),
+        rate_in=sent / playback.seconds,
+        rate_out=len(everything) / playback.seconds,
+        latency_p50=float(np.percentile(latencies, 50)) if len(latencies) else float("nan"),
+        latency_p99=float(np.percentile(latencies, 99)) if len(latencies) else float("nan"),
+        words_changed_in_s=playback.words_seconds,
+        prompts=prompts,
+        compared=compared,
+        ap_before=metrics[0][0],
+        ap_after=metrics[1][0],
+        fpr95_before=metrics[0][1],
+        fpr95_after=metrics[1][1],
+        hazards=per_hazard(recording, before, after, prompts),
+    )
+    return summary, before, after
+
+
+def precision(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """Average precision and FPR95 over all pixels of (truth, anomaly) pairs; NaN where there is none."""
+    from vl4ad_model.evaluation.exact_metrics import exact_metrics_of
+    from vl4ad_model.evaluation.scored_pixels import split_pixels
+
+    if not pairs:
+        return float("nan"), float("nan")
+    result = exact_metrics_of(split_pixels(scores, truth) for truth, scores in pairs)
+    return result.average_precision, result.fpr95
+
+
+def per_hazard(recording, before: dict[int, Answer], after: dict[int, Answer], prompts: list[str]) -> list[HazardResult]:
+    """Each kind of hazard by itself: the pixels of the others are ignored."""
+    from vl4ad_model.vocabulary import Vocabulary
+
+    known = Vocabulary.cityscapes().known_count
+    results = []
+    for name in dict.fromkeys(recording.hazard_names.values()):
+        values = [value for value, each in recording.hazard_names.items() if each == name]
+        named = [i for i, prompt in enumerate(prompts) if name in prompt.split("|")]
+        pairs: list[list[tuple[np.ndarray, np.ndarray]]] = [[], []]
+        pixels = right = 0
+        for part, answers in zip(pairs, (before, after), strict=True):
+            for index, answer in answers.items():
+                labels = recording.frames[index].labels
+                inside = np.isin(labels, values)
+                if not inside.any():
+                    continue
+                truth = np.where(inside, 1, np.where(labels >= 100, 255, 0)).astype(np.uint8)
+                part.append((truth, answer.anomaly))
+                if answers is after:
+                    pixels += int(inside.sum())
+                    right += int(np.isin(answer.labels[inside], [known + i for i in named]).sum())
+        if pixels:
+            scores = [precision(part)[0] for part in pairs]
+            results.append(HazardResult(name, pixels, scores[0], scores[1], right / pixels if named else float("nan")))
+    return results
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the demo.
+
+    Returns:
+        0; 2 for a user's mistake, 130 when interrupted; each said in one line.
+    """
+    from vl4ad_model import cli
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    try:
+        import rclpy  # noqa: F401
+    except ImportError:
+        print("vl4ad demo: rclpy is missing: source a ROS 2 installation, or pip install 'vl4ad_ros[ros]'", file=sys.stderr)
+        return cli.USER_ERROR
+    return cli.run(lambda: app(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -40,6 +40,7 @@ from vl4ad_ros import transport
 from vl4ad_ros.worker import LatestJob, NewestFrameWorker
 
 if TYPE_CHECKING:
+    from vl4ad_model.engines.base import BuildProgress
     from vl4ad_model.segmenter import Segmenter
 
 NODE_NAME = "vl4ad_detector"
@@ -167,6 +168,8 @@ class DetectorNode(LifecycleNode):
                     vocabulary=vocabulary,
                     classifier=settings.classifier_or_none,
                     merge_classes=settings.merge_classes,
+                    background=True,
+                    progress=self._build_progress,
                 )
                 if segmenter.network_size is not None:
                     import numpy as np
@@ -192,6 +195,14 @@ class DetectorNode(LifecycleNode):
         if isinstance(outcome[0], Exception):
             raise outcome[0]
         return outcome[0]
+
+    def _build_progress(self, progress: BuildProgress) -> None:
+        """From the thread that builds an engine, while PyTorch serves."""
+        with contextlib.suppress(Exception):  # the context may go down at any time
+            if progress.fraction >= 1:
+                self.get_logger().info(f"{progress.engine} is built after {progress.elapsed_s:.0f} s and takes over")
+            elif self._throttle.allows(f"{progress.engine} {progress.stage}"):
+                self.get_logger().info(f"building {progress}; images are answered meanwhile")
 
     def _activate(self) -> None:
         assert self._worker is not None and self._labels is not None
@@ -425,6 +436,7 @@ class DetectorNode(LifecycleNode):
                 "model notice": segmenter.notice,
                 "engine": segmenter.engine_name,
                 "engine reason": segmenter.engine_reason,
+                "engine build": segmenter.engine_progress or "done",
                 "device": segmenter.device,
                 "precision": segmenter.precision,
                 "network size": "x".join(map(str, segmenter.network_size or ())) or "as the image",

@@ -1,0 +1,160 @@
+"""`vl4ad benchmark node`: what the ROS node adds to the network's time, measured in a real node over DDS."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vl4ad_model.errors import MissingDependencyError, Vl4adError
+
+INSIDE = ("decode", "resize", "scoring", "encode", "publish")
+GOAL_MS = 15.0
+
+
+@dataclass(frozen=True)
+class NodeBenchmark:
+    """Median times in ms. Stages are measured in the node, latency from an image's stamp to its anomaly score in another process.
+
+    Attributes:
+        engine: what ran the network, and where.
+        stages: decode, resize, network, scoring, encode, publish.
+        outside: all but the network.
+        rate_in, rate_out: Hz.
+        dropped: images that a newer one replaced.
+    """
+
+    image: str
+    engine: str
+    stages: dict[str, float]
+    outside: float
+    latency_p50: float
+    latency_p99: float
+    rate_in: float
+    rate_out: float
+    dropped: int
+
+
+def benchmark_node(
+    model: Annotated[str, typer.Option(help="Model name or folder.")] = "tiny",
+    engine: Annotated[str, typer.Option(help="auto, torch, onnx, openvino or tensorrt.")] = "auto",
+    height: Annotated[int, typer.Option(help="Image height.")] = 720,
+    width: Annotated[int, typer.Option(help="Image width.")] = 1280,
+    rate: Annotated[float, typer.Option(help="Images per second.")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="How long images are sent.")] = 12.0,
+    hazards: Annotated[int, typer.Option(help="Number of hazard prompts.")] = 8,
+    resolution: Annotated[str, typer.Option(help="publish_resolution: input or network.")] = "input",
+    outputs: Annotated[str, typer.Option(help="Outputs that are subscribed to.")] = "segmentation,anomaly_score",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there.")] = None,
+) -> None:
+    """Send rgb8 images to a real node in another process and print where the time goes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    result = measure_node(
+        model=model,
+        engine=engine,
+        size=(height, width),
+        rate=rate,
+        seconds=seconds,
+        hazards=hazards,
+        resolution=resolution,
+        topics=tuple(outputs.split(",")),
+    )
+    table = Table("stage", "p50, ms", title=f"{model}, {result.image} at {rate:g} Hz, {result.engine}", title_justify="left")
+    for stage, milliseconds in result.stages.items():
+        table.add_row(stage, f"{milliseconds:.1f}")
+    table.add_section()
+    table.add_row(f"outside the network (goal {GOAL_MS:g} ms)", f"{result.outside:.1f}")
+    table.add_row("latency, stamp to anomaly score received, p50", f"{result.latency_p50:.1f}")
+    table.add_row("latency p99", f"{result.latency_p99:.1f}")
+    table.add_row("images in / out, Hz", f"{result.rate_in:.1f} / {result.rate_out:.1f}")
+    table.add_row("dropped", str(result.dropped))
+    Console().print(table)
+    if json_file:
+        json_file.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
+
+
+def measure_node(
+    *,
+    model: str,
+    engine: str,
+    size: tuple[int, int],
+    rate: float,
+    seconds: float,
+    hazards: int,
+    resolution: str,
+    topics: tuple[str, ...],
+) -> NodeBenchmark:
+    """Run the node and measure.
+
+    Raises:
+        MissingDependencyError: no rclpy.
+        Vl4adError: the node does not start, or answers nothing.
+    """
+    try:
+        from vl4ad_ros.detector_client import DetectorClient
+    except ModuleNotFoundError:
+        raise MissingDependencyError("rclpy", "ros", "the node's benchmark") from None
+    import numpy as np
+
+    from vl4ad_ros.detector_process import DetectorProcess, own_domain
+
+    domain = own_domain()
+    y, x = np.mgrid[0 : size[0], 0 : size[1]]
+    picture = np.stack((x % 256, y % 256, (x + y) % 256), axis=-1).astype(np.uint8)
+    settings = {
+        "model": model,
+        "engine": engine,
+        "publish_resolution": resolution,
+        "hazard_prompts": [f"hazard {i}|danger {i}" for i in range(hazards)] or "",
+    }
+    with DetectorProcess(settings, domain=domain) as detector:
+        detector.wait_until_active()
+        with DetectorClient(domain=domain, topics=topics) as user:
+            user.wait_until_connected()
+            # An engine that is compiled first is waited for; what is measured is the steady state.
+            if not user.wait_for(lambda c: _node(c).get("engine build") == "done", timeout=600):
+                raise Vl4adError("the engine was not built within ten minutes")
+            _send(user, picture, rate, 2.0)
+            for kept in user.collected.outputs.values():
+                kept.clear()
+            sent, took = _send(user, picture, rate, seconds)
+            user.wait_for(lambda c: sent[-1] in c.outputs[topics[-1]], timeout=5)
+            # The next diagnostics message covers the last ten seconds.
+            user.collected.diagnostics.pop("vl4ad_detector: camera", None)
+            camera = user.wait_for(lambda c: c.diagnostics.get("vl4ad_detector: camera"), timeout=5) or {}
+            node = _node(user.collected)
+            received = user.collected.outputs[topics[-1]]
+            ages = [received[stamp].when - (stamp[0] + stamp[1] * 1e-9) for stamp in sent if stamp in received]
+    if not ages:
+        raise Vl4adError("the detector answered no image")
+    stages = {name: float(camera[f"{name} p50 (ms)"]) for name in (*INSIDE[:2], "network", *INSIDE[2:])}
+    return NodeBenchmark(
+        image=f"{size[1]}x{size[0]} rgb8",
+        engine=f"{node.get('engine')} on {node.get('device')}",
+        stages=stages,
+        outside=sum(stages[name] for name in INSIDE),
+        latency_p50=float(np.percentile(ages, 50)) * 1e3,
+        latency_p99=float(np.percentile(ages, 99)) * 1e3,
+        rate_in=len(sent) / took,
+        rate_out=len(ages) / took,
+        dropped=len(sent) - len(ages),
+    )
+
+
+def _node(collected) -> dict[str, str]:
+    return collected.diagnostics.get("vl4ad_detector: detector", {})
+
+
+def _send(user, picture, rate: float, seconds: float) -> tuple[list[tuple[int, int]], float]:
+    """Send at a steady rate; the stamps, and how long it took."""
+    stamps, began = [], time.monotonic()
+    for index in range(max(1, round(rate * seconds))):
+        time.sleep(max(0.0, began + index / rate - time.monotonic()))
+        stamps.append(user.send(picture))
+    return stamps, max(time.monotonic() - began, len(stamps) / rate)

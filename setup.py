@@ -41,8 +41,8 @@ EXTRAS = {
     "images": ["rosbags-image>=0.10"],  # image decoding where the distribution's cv_bridge is missing or broken
     "evaluation": EVALUATION,
     "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
-    "openvino": ["openvino>=2024.4"],  # the fastest CPU engine
-    "tensorrt": ["tensorrt-rtx-cu13"],  # or the tensorrt package of JetPack and data-centre GPUs
+    "openvino": ["onnx>=1.16", "openvino>=2024.4"],  # the fastest CPU engine
+    "tensorrt": ["onnx>=1.16", "tensorrt-rtx-cu13>=1.2"],  # builds engines without a GPU; or the tensorrt package of JetPack and data-centre GPUs
     "train": ["scipy>=1.11"],  # Hungarian matching
     "scenes": ["moderngl>=5.10", "rosbags>=0.10.6"],  # rendering training scenes and bags
     "ray": ["ray>=2.9"],  # evaluation over many bags on many machines

@@ -118,7 +118,11 @@ def create(
     for name in PREFERENCE[kind] if engine == "auto" else (engine,):
         if name == "torch":
             break
+        if name == "openvino" and kind != "cpu":
+            raise EngineError("engine openvino runs on the CPU here: use device cpu, or tensorrt on the GPU")
         lacking = missing(name)
+        if name == "tensorrt" and kind != "cuda" and not lacking:
+            raise EngineError("engine tensorrt runs on a GPU: use device cuda, or openvino on the CPU")
         if lacking:
             if engine != "auto":
                 raise MissingDependencyError(lacking, _NEEDS[name][2], f"engine {name}")

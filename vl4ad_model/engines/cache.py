@@ -141,7 +141,6 @@ class EngineCache:
         if content is not None:
             return content, f"from cache ({path.name})"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             with self._lock(path, waiting):
                 content, why = self._read(path, key)  # another process may have built it meanwhile
                 if content is not None:
@@ -231,6 +230,7 @@ class EngineCache:
     def _lock(self, path: Path, waiting: Callable[[], None] | None, *, wait: bool = True) -> Iterator[None]:
         """Hold the entry's lock. The kernel drops it with the process, however that ends, so no stale lock can remain."""
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             stream = open(path.with_name(path.name + ".lock"), "a")
         except OSError as error:
             raise _CannotLock(error.strerror or str(error)) from None

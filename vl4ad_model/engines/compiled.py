@@ -211,9 +211,14 @@ class Reporter:
     def __init__(self, engine: str, callback: ProgressCallback | None) -> None:
         self._engine, self._callback, self._start = engine, callback, time.monotonic()
         self.used = False
+        self._last = -1.0
 
     def __call__(self, stage: str, fraction: float) -> None:
-        self.used = True
+        """Report; calls within half a second of the last one are dropped, but for the end."""
+        now = time.monotonic()
+        if self.used and fraction < 1 and now - self._last < 0.5 and ":" in stage:
+            return
+        self.used, self._last = True, now
         elapsed = time.monotonic() - self._start
         eta = elapsed * (1 - fraction) / fraction if fraction > 0.02 else None
         if self._callback:

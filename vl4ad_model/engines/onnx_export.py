@@ -7,14 +7,17 @@ Input `images`: (B, H, W, 3) uint8 RGB. Outputs, in this order and with these na
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vl4ad_model.errors import EngineError, MissingDependencyError
 
 if TYPE_CHECKING:
     import onnx
+    from torch import Tensor
 
     from vl4ad_model.network.fcclip import FCCLIP
 
@@ -46,18 +49,35 @@ def export(
     Raises:
         EngineError: the size is unusable or the graph did not come out as promised.
     """
-    try:
-        import onnx
-    except ImportError:
-        raise MissingDependencyError("onnx", "onnx", "exporting a network") from None
-    import torch
-
-    from vl4ad_model.engines import onnx_graph
-
+    if importlib.util.find_spec("onnx") is None:
+        raise MissingDependencyError("onnx", "onnx", "exporting a network")
     if min(height, width) < 32 or height % 32 or width % 32:
         raise EngineError(f"size {height}x{width} cannot be exported: height and width must be multiples of 32")
     if batch < 1:
         raise EngineError(f"batch {batch} cannot be exported: it must be at least 1")
+
+    return _traced(
+        network,
+        lambda rgb: network.proposal_tensors(network.normalize(rgb), pooled=pooled),
+        (batch, height, width, 3),
+        list(output_names(pooled)),
+        precision,
+    )
+
+
+def export_backbone(network: FCCLIP, *, height: int, width: int, precision: str = "fp32") -> onnx.ModelProto:
+    """The frozen image tower alone, with the same input: the yardstick of `vl4ad benchmark engines`."""
+    names = [f"stride_{stride}" for stride in (4, 8, 16, 32)]
+    return _traced(network, lambda rgb: network.clip(network.normalize(rgb)).pyramid, (1, height, width, 3), names, precision)
+
+
+def _traced(
+    network: FCCLIP, compute: Callable[[Tensor], tuple[Tensor, ...]], shape: tuple[int, ...], names: list[str], precision: str
+) -> onnx.ModelProto:
+    import onnx
+    import torch
+
+    from vl4ad_model.engines import onnx_graph
 
     class Exported(torch.nn.Module):
         def __init__(self) -> None:
@@ -65,22 +85,22 @@ def export(
             self.network = network
 
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            return network.proposal_tensors(network.normalize(images.permute(0, 3, 1, 2)), pooled=pooled)
+            # To float before anything else: TensorRT casts uint8 inputs and does nothing more with them.
+            return compute(images.to(network.pixel_mean.dtype).permute(0, 3, 1, 2))
 
     stream = io.BytesIO()
-    images = torch.zeros((batch, height, width, 3), dtype=torch.uint8)
     wrapped = Exported().eval()
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every size that becomes a constant, which is what is wanted
         # The tracing exporter: the newer one knows no opset below 18 and needs a further package.
         torch.onnx.export(
             wrapped,
-            (images,),
+            (torch.zeros(shape, dtype=torch.uint8),),
             stream,  # type: ignore[arg-type]
             opset_version=OPSET,
             dynamo=False,
             input_names=[INPUT],
-            output_names=list(output_names(pooled)),
+            output_names=names,
         )
     model = onnx_graph.fold(onnx.load_model_from_string(stream.getvalue()))
     if precision == "fp16":

@@ -82,49 +82,96 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     return light
 
 
-def to_half(model: onnx.ModelProto, keep: tuple[str, ...] = ()) -> onnx.ModelProto:
-    """The same graph with float16 weights and arithmetic; the uint8 input is normalised in float16 too, where it is exact enough.
+def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with float16 weights and arithmetic, but for sums over whole masks, which float16 cannot hold.
 
     Half precision is written into the graph, because strongly typed compilers (TensorRT for RTX) take the types as they are.
-
-    Args:
-        keep: names of outputs that stay float32 (a cast is appended).
     """
     import onnx
     from onnx import TensorProto, numpy_helper
 
-    for index, tensor in enumerate(model.graph.initializer):
-        if tensor.data_type == TensorProto.FLOAT:
-            values = np.clip(numpy_helper.to_array(tensor), -65504, 65504).astype(np.float16)
-            model.graph.initializer[index].CopyFrom(numpy_helper.from_array(values, tensor.name))
+    graph = model.graph
+    full, ends = _full_precision(graph)
     # Resize keeps its scales in float32 whatever it resizes.
-    scales = {node.input[2] for node in model.graph.node if node.op_type == "Resize" and len(node.input) > 2 and node.input[2]}
-    for index, tensor in enumerate(model.graph.initializer):
-        if tensor.name in scales:
-            values = numpy_helper.to_array(tensor).astype(np.float32)
-            model.graph.initializer[index].CopyFrom(numpy_helper.from_array(values, tensor.name))
-    for node in model.graph.node:
-        if node.op_type == "Cast":
+    scales = {node.input[2] for node in graph.node if node.op_type == "Resize" and len(node.input) > 2 and node.input[2]}
+    floats = {}
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT and tensor.name not in scales:
+            floats[tensor.name] = numpy_helper.to_array(tensor)
+            values = np.clip(floats[tensor.name], -65504, 65504).astype(np.float16)
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        inside = node.output[0] in full or node.output[0] in ends
+        if node.op_type == "Cast" and not inside:
             for attribute in node.attribute:
                 if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                     attribute.i = TensorProto.FLOAT16
-    for output in model.graph.output:
-        kind = output.type.tensor_type
-        if kind.elem_type != TensorProto.FLOAT:
-            continue
-        if output.name in keep:
-            inner = output.name + "_half"
-            for node in model.graph.node:
-                for position, name in enumerate(node.output):
-                    if name == output.name:
-                        node.output[position] = inner
-                for position, name in enumerate(node.input):
-                    if name == output.name:
-                        node.input[position] = inner
-            model.graph.node.append(onnx.helper.make_node("Cast", [inner], [output.name], to=TensorProto.FLOAT))
+        if inside and node.op_type in _ARITHMETIC:
+            for position, name in enumerate(node.input):
+                if name in floats and node.op_type != "ReduceSum":
+                    node.input[position] = name + "_full"
+                    if all(tensor.name != name + "_full" for tensor in graph.initializer):
+                        graph.initializer.append(numpy_helper.from_array(floats[name], name + "_full"))
+                elif name not in full and name not in _names(graph.initializer):
+                    node.input[position] = f"{name}_full_{len(nodes)}"
+                    nodes.append(onnx.helper.make_node("Cast", [name], [node.input[position]], to=TensorProto.FLOAT))
+        if node.output[0] in ends:
+            name = node.output[0]
+            node.output[0] = name + "_full"
+            nodes.append(node)
+            nodes.append(onnx.helper.make_node("Cast", [name + "_full"], [name], to=TensorProto.FLOAT16))
         else:
-            kind.elem_type = TensorProto.FLOAT16
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    for output in graph.output:
+        if output.type.tensor_type.elem_type == TensorProto.FLOAT:
+            output.type.tensor_type.elem_type = TensorProto.FLOAT16
     return model
+
+
+_ARITHMETIC = ("ReduceSum", "MatMul", "Add", "Div")
+
+
+def _names(values: Any) -> set[str]:
+    return {value.name for value in values}
+
+
+def _full_precision(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
+    """Tensors of the means over masks that stay float32, and the means themselves, where they end.
+
+    A mask of a 1024 x 2048 image has up to 131072 cells, and float16 ends at 65504. The network sums masks in float32 for that
+    reason (`pool_over_masks`); in its graph that is a cast of a comparison that is both summed and multiplied with features.
+    """
+    users: dict[str, list[Any]] = {}
+    producers = {name: node for node in graph.node for name in node.output}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    full: set[str] = set()
+    ends: set[str] = set()
+    for node in graph.node:
+        source = producers.get(node.input[0]) if node.op_type == "Cast" else None
+        if source is None or source.op_type != "Greater":
+            continue
+        masks = {node.output[0]}
+        for user in users.get(node.output[0], []):
+            if user.op_type in ("Reshape", "Flatten"):
+                masks.add(user.output[0])
+        kinds = {user.op_type for name in masks for user in users.get(name, [])}
+        if not {"ReduceSum", "MatMul"} <= kinds:
+            continue
+        full |= masks
+        pending = [user for name in masks for user in users.get(name, [])]
+        while pending:
+            user = pending.pop()
+            if user.op_type == "Div":
+                ends.add(user.output[0])
+            elif user.op_type in _ARITHMETIC and user.output[0] not in full:
+                full.add(user.output[0])
+                pending += users.get(user.output[0], [])
+    return full, ends
 
 
 def _without_shape(value: onnx.ValueInfoProto) -> onnx.ValueInfoProto:

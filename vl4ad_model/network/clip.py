@@ -146,7 +146,7 @@ class FrozenClip(nn.Module):
         batch, channels, height, width = dense.shape
         heads = pool.num_heads
         embedding = pool.positional_embedding.to(dense.dtype)
-        side = round((embedding.shape[0] - 1) ** 0.5)
+        side = round((int(embedding.shape[0]) - 1) ** 0.5)
         grid = embedding[1:].T.reshape(1, channels, side, side)
         grid = F.interpolate(grid, size=(height, width), mode="bilinear", align_corners=False)
         tokens = dense.flatten(2).transpose(1, 2)  # (B, L, C)

@@ -1,0 +1,238 @@
+"""Exported files: static, named as documented, valid, and free of words; TensorRT builds from them without a GPU."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from vl4ad_model import cli, registry
+from vl4ad_model.engines import onnx_export, onnx_graph
+from vl4ad_model.engines.torch_engine import TorchEngine
+from vl4ad_model.errors import EngineError
+from vl4ad_model.network.deterministic import fill_deterministically
+from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
+
+HEIGHT, WIDTH = 96, 160
+
+
+def build_network(name: str) -> FCCLIP:
+    """A model with deterministic weights, which need no download."""
+    info = registry.MODELS[name]
+    if info.folder is not None:
+        return registry.build_network(registry.locate(name, offline=True))[0]
+    network = FCCLIP(FCCLIPConfig.from_dict(info.config)).eval()
+    fill_deterministically(network)
+    return network.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return build_network("tiny")
+
+
+@pytest.fixture(scope="module")
+def exported(tiny):
+    return onnx_export.export(tiny, height=HEIGHT, width=WIDTH, batch=2, pooled=True)
+
+
+def tensors(values):
+    return {v.name: tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in values}
+
+
+def test_names_and_shapes_are_the_documented_ones(tiny, exported):
+    config = tiny.config
+    queries, dimension = config.queries, tiny.clip.embed_dim
+    assert tensors(exported.graph.input) == {"images": (2, HEIGHT, WIDTH, 3)}
+    assert tensors(exported.graph.output) == {
+        "mask_logits": (2, queries, HEIGHT // 4, WIDTH // 4),
+        "query_embeddings": (2, queries, dimension),
+        "pooled_embeddings": (2, queries, dimension),
+        "pooled_valid": (2, queries),
+    }
+    assert exported.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert exported.opset_import[0].version == onnx_export.OPSET
+
+
+def test_a_graph_is_valid_static_and_folded(exported):
+    onnx.checker.check_model(exported, full_check=True)
+    operators = {node.op_type for node in exported.graph.node}
+    assert not operators & {*onnx_graph.FORBIDDEN, *onnx_graph.SIZE_ARITHMETIC}
+    assert {value.domain for value in exported.opset_import} == {""}
+
+
+def test_no_weight_of_the_text_tower_and_no_word_is_inside(tiny, exported):
+    names = {tensor.name for tensor in exported.graph.initializer}
+    assert not [name for name in names if "token_embedding" in name or "text_projection" in name]
+    vocabulary_size = tiny.clip.model.token_embedding.num_embeddings
+    assert not [tensor.name for tensor in exported.graph.initializer if vocabulary_size in tensor.dims]
+
+
+def test_half_precision_agrees(tiny, street):
+    import cv2
+    import onnxruntime
+    from test_engines import score
+
+    from vl4ad_model.network.proposals import MaskProposals
+
+    model = onnx_export.export(tiny, height=HEIGHT, width=WIDTH, precision="fp16")
+    assert {v.type.tensor_type.elem_type for v in model.graph.output} == {onnx.TensorProto.FLOAT16}
+    picture = cv2.resize(street, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)[None]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # the CPU has no half-precision kernels and says so for every node
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    masks, queries = (torch.from_numpy(array).float() for array in session.run(None, {"images": picture}))
+    half = MaskProposals(masks, queries, None, None, (HEIGHT, WIDTH), (HEIGHT, WIDTH))
+    full = TorchEngine(tiny).propose(picture, pooled=False)
+    (a,), (b,) = score(tiny, half), score(tiny, full)
+    assert (a.labels == b.labels).float().mean() >= 0.995
+
+
+def test_means_over_large_masks_stay_in_full_precision(tiny, exported):
+    """131072 cells, a mask of a 1024 x 2048 image, are more than float16 can count."""
+    model = onnx.ModelProto()
+    model.CopyFrom(exported)
+    half = onnx_graph.to_half(model)
+    inferred = onnx.shape_inference.infer_shapes(half, strict_mode=True)
+    types = {v.name: v.type.tensor_type.elem_type for v in (*inferred.graph.value_info, *inferred.graph.output)}
+    producers = {name: node for node in half.graph.node for name in node.output}
+    areas = [
+        node.input[0]
+        for node in half.graph.node
+        if node.op_type == "Add" and producers.get(node.input[0], node).op_type == "ReduceSum"
+    ]
+    areas = [name for name in areas if "self_attn" not in name]  # sums over a dozen sampling points
+    assert len(areas) == 2 and all(types[name] == onnx.TensorProto.FLOAT for name in areas)
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [((100, 160), "multiples of 32"), ((0, 160), "multiples of 32"), ((96, 160, 0), "batch 0")]
+)
+def test_sizes_that_cannot_be(tiny, size, message):
+    with pytest.raises(EngineError, match=message):
+        onnx_export.export(tiny, height=size[0], width=size[1], batch=size[2] if len(size) > 2 else 1)
+
+
+def run_cli(arguments, capsys):
+    status = cli.run(lambda: cli.build_app(arguments)(arguments))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_the_command_writes_a_file_and_lists_and_cleans_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VL4AD_CACHE", str(tmp_path / "cache"))
+    arguments = ["export", "--engine", "onnx", "--height", "64", "--width", "96", "--out", str(tmp_path / "out")]
+    status, out, _ = run_cli(arguments, capsys)
+    path = tmp_path / "out" / "tiny-64x96-b1-fp32.onnx"
+    assert status == 0 and str(path) in out
+    assert tensors(onnx.load(path).graph.input) == {"images": (1, 64, 96, 3)}
+    status, out, _ = run_cli(["engines", "list", "--json", str(tmp_path / "list.json")], capsys)
+    listed = json.loads((tmp_path / "list.json").read_text())
+    assert status == 0 and [entry["key"]["height"] for entry in listed["files"]] == [64]
+    assert set(listed["engines"]) == {"torch", "onnx", "openvino", "tensorrt"}
+    status, out, _ = run_cli(["engines", "clean", "--all"], capsys)
+    assert status == 0 and out.endswith("1 files removed\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine", "torch"], "use onnx, openvino, tensorrt"),
+        (["--precision", "int8"], "use fp32, fp16"),
+        (["--engine", "openvino", "--precision", "fp16"], "fp32"),
+        (["--height", "100"], "multiples of 32"),
+        (["--target", "sm_86"], "--target is for engine tensorrt"),
+        (["--engine", "tensorrt", "--target", "fast"], "no compute capability: write it as sm_86"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(arguments, message, capsys):
+    status, _, error = run_cli(["export", *arguments], capsys)
+    assert status == 2 and message in error and error.count("\n") == 1
+
+
+# --- TensorRT ---------------------------------------------------------------------------------------------------------------
+
+
+def tensorrt():
+    return pytest.importorskip("tensorrt_rtx", reason="needs TensorRT for RTX: pip install tensorrt-rtx-cu13")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny", "fcclip-r50"])
+def test_tensorrt_builds_without_a_gpu(name, tmp_path):
+    """A real engine for a GPU that is not here. Loading it needs one; what can be checked without is checked."""
+    trt = tensorrt()
+    from vl4ad_model.engines import tensorrt_engine
+    from vl4ad_model.engines.cache import EngineCache
+
+    network = build_network(name)
+    pooled = network.config.classifier != "in_vocabulary"
+    seen = []
+    engine = tensorrt_engine.TensorRTEngine(
+        network, network_size=(512, 1024), device="cuda", precision="fp16", model_name=name,
+        cache=EngineCache(tmp_path), progress=seen.append,
+    )  # fmt: skip
+    engine.target_capability = "sm_86"
+    models = []
+    compile_model = engine.compile
+    engine.compile = lambda model, report: models.append(model) or compile_model(model, report)
+    plan, origin = engine.build(pooled)
+    assert origin.startswith("built") and plan[:4] == b"vtrt"
+    assert bytes([*map(int, trt.__version__.split(".")[:3])]) in plan[:64], "the plan's header carries the library's version"
+    fractions = [report.fraction for report in seen]
+    assert fractions == sorted(fractions) and fractions[-1] == 1.0 and len(fractions) > 3
+    queries, dimension = network.config.queries, network.clip.embed_dim
+    expected = {
+        "images": ((1, 512, 1024, 3), "uint8"),
+        "mask_logits": ((1, queries, 128, 256), "half"),
+        "query_embeddings": ((1, queries, dimension), "half"),
+    }
+    if pooled:
+        expected["pooled_embeddings"] = ((1, queries, dimension), "half")
+        expected["pooled_valid"] = ((1, queries), "bool")
+    assert tensorrt_engine.describe(models[0]) == expected
+    for binding in expected:
+        assert binding.encode() in plan
+    again, origin = engine.build(pooled)
+    assert origin.startswith("from cache") and again == plan and len(models) == 1
+
+
+def test_tensorrt_says_what_it_cannot_build_for():
+    tensorrt()
+    from vl4ad_model.engines import tensorrt_engine
+
+    assert [tensorrt_engine.parse_target(text) for text in ("sm_86", "SM120", "8.9", "75")] == ["sm_86", "sm_120", "sm_89", "sm_75"]
+    with pytest.raises(EngineError, match="cannot build for sm_50: it knows sm_75"):
+        tensorrt_engine.check_target("sm_50")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_tensorrt_runs_and_agrees(tiny, street, precision, tmp_path):
+    """Written without a GPU at hand: never run so far."""
+    pytest.importorskip("tensorrt_rtx" if not _has("tensorrt") else "tensorrt")
+    import cv2
+    from test_engines import score
+
+    from vl4ad_model import engines
+    from vl4ad_model.engines.cache import EngineCache
+
+    picture = cv2.resize(street, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)[None]
+    engine = engines.create(
+        tiny, engine="tensorrt", device="cuda", precision=precision, network_size=(HEIGHT, WIDTH), cache=EngineCache(tmp_path)
+    )
+    ours = engine.propose(np.ascontiguousarray(picture), pooled=False)
+    theirs = TorchEngine(tiny).propose(picture, pooled=False)
+    assert ours.mask_logits.is_cuda and engine.name == "tensorrt"
+    moved = type(ours)(ours.mask_logits.float().cpu(), ours.query_embeddings.float().cpu(), None, None, *[(HEIGHT, WIDTH)] * 2)
+    (a,), (b,) = score(tiny, moved), score(tiny, theirs)
+    assert (a.labels == b.labels).float().mean() >= (0.999 if precision == "fp32" else 0.995)
+
+
+def _has(module: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(module) is not None

@@ -1,0 +1,146 @@
+"""How long every engine takes for one image, stage by stage, in turns so that a busy machine is unfair to all alike."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vl4ad_model.benchmark import resident_mb
+from vl4ad_model.errors import Vl4adError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vl4ad_model.engines.base import ProgressCallback
+    from vl4ad_model.network.fcclip import FCCLIP
+
+
+def measure(
+    network: FCCLIP,
+    model: str,
+    size: tuple[int, int],
+    only: str,
+    device: str,
+    precision: str,
+    threads: int | None,
+    repeat: int,
+    hazards: int,
+    progress: ProgressCallback | None,
+) -> list[dict[str, Any]]:
+    """Rows of the table of `vl4ad benchmark engines`.
+
+    Per engine: the frozen CLIP backbone alone, compiled and run by the same engine in the same turn; the network to proposals;
+    scoring to label and anomaly map; and network and scoring together. p50 and p99 are of wall-clock time; CPU ms is the smallest
+    process time of a run, which a busy machine disturbs least.
+    """
+    import torch
+
+    from vl4ad_model import engines
+    from vl4ad_model.scoring import Scorer, prepare_classifier
+    from vl4ad_model.vocabulary import Vocabulary
+
+    if threads:
+        torch.set_num_threads(threads)
+    image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
+    vocabulary = Vocabulary.cityscapes().with_hazards([f"hazard {i}|danger {i}" for i in range(hazards)])
+    count = sum(map(len, vocabulary.concept_groups))
+    text = np.random.default_rng(1).standard_normal((count, network.clip.embed_dim)).astype(np.float32)
+    label = f"{size[0]}x{size[1]}"
+    names = [name.strip() for name in only.split(",") if name.strip()] or list(engines.ENGINES[1:])
+    rows: list[dict[str, Any]] = []
+    stages: dict[str, dict[str, Callable[[], Any]]] = {}
+    memory: dict[str, float] = {}
+    for name in names:
+        before = resident_mb("VmRSS")
+        try:
+            engine = engines.create(
+                network, engine=name, device=device, precision=precision, network_size=size, model_name=model, threads=threads,
+                progress=progress,
+            )  # fmt: skip
+            backbone = _backbone(network, name, engine.device, precision, size, threads)
+        except Vl4adError as error:
+            rows.append({"engine": name, "size": label, "error": str(error)})
+            continue
+        classifier = prepare_classifier(
+            vocabulary,
+            text / np.linalg.norm(text, axis=1, keepdims=True),
+            classifier=network.config.classifier,
+            merge_classes=True,
+            void=network.void_embedding.weight[0],
+            in_logit_scale=network.mask_decoder.logit_scale.item(),
+            out_logit_scale=network.clip.logit_scale.item(),
+            device=engine.device,
+        )
+        stages[name] = _stages(engine, backbone, classifier, Scorer(), image)
+        memory[name] = resident_mb("VmRSS") - before
+        if engine.device.startswith("cuda"):
+            memory[name] = torch.cuda.max_memory_allocated() / 2**20
+    wall: dict[tuple[str, str], list[float]] = {}
+    cpu: dict[tuple[str, str], list[float]] = {}
+    for turn in range(repeat + 2):
+        for name, actions in stages.items():
+            for stage, action in actions.items():
+                began, began_cpu = time.perf_counter(), time.process_time()
+                with torch.inference_mode():
+                    action()
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                if turn >= 2:
+                    wall.setdefault((name, stage), []).append(1e3 * (time.perf_counter() - began))
+                    cpu.setdefault((name, stage), []).append(1e3 * (time.process_time() - began_cpu))
+    for name, actions in stages.items():
+        base = float(np.median(wall[name, "backbone alone"]))
+        for stage in actions:
+            rows.append(_row(name, label, stage, wall[name, stage], min(cpu[name, stage]), base, 0.0))
+        both = [a + b for a, b in zip(wall[name, "network"], wall[name, "scoring"], strict=True)]
+        both_cpu = min(cpu[name, "network"]) + min(cpu[name, "scoring"])
+        rows.append(_row(name, label, "network + scoring", both, both_cpu, base, memory[name]))
+    return rows
+
+
+def _row(engine: str, size: str, stage: str, wall: list[float], cpu: float, base: float, memory: float) -> dict[str, Any]:
+    return {
+        "engine": engine,
+        "size": size,
+        "stage": stage,
+        "p50_ms": float(np.median(wall)),
+        "p99_ms": float(np.percentile(wall, 99)),
+        "cpu_ms": cpu,
+        "times_backbone": float(np.median(wall)) / base,
+        "memory_mb": memory,
+    }
+
+
+def _stages(engine: Any, backbone: Callable[[np.ndarray], Any], classifier: Any, scorer: Any, image: np.ndarray):
+    proposals: dict[str, Any] = {}
+
+    def network() -> None:
+        proposals["last"] = engine.propose(image, pooled=classifier.needs_pooled)
+
+    network()
+    return {
+        "backbone alone": lambda: backbone(image),
+        "network": network,
+        "scoring": lambda: [maps.anomaly.cpu() for maps in scorer.score(proposals["last"], classifier)],
+    }
+
+
+def _backbone(
+    network: FCCLIP, engine: str, device: str, precision: str, size: tuple[int, int], threads: int | None
+) -> Callable[[np.ndarray], Any]:
+    """The frozen image tower alone, uint8 image to pyramid, run by the same engine; not kept in the cache."""
+    import torch
+
+    from vl4ad_model.engines import _compiled_class, onnx_export
+    from vl4ad_model.engines.compiled import Reporter
+    from vl4ad_model.engines.torch_engine import image_part
+
+    if engine == "torch":
+        tower = image_part(network)
+        tower.place_image_side(device, torch.float16 if precision == "fp16" else torch.float32)
+        return lambda image: tower.clip(tower.normalize(torch.from_numpy(image).to(device).permute(0, 3, 1, 2)))
+    model = onnx_export.export_backbone(network, height=size[0], width=size[1], precision=precision)
+    compiled = _compiled_class(engine)(network, network_size=size, device=device, precision=precision, threads=threads)
+    return compiled.load(compiled.compile(model, Reporter(engine, None))).run

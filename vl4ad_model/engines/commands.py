@@ -1,0 +1,252 @@
+"""`vl4ad export`, `vl4ad engines` and `vl4ad benchmark engines`: options in, files and a short table out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vl4ad_model.errors import EngineError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from vl4ad_model.engines.base import BuildProgress
+    from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
+
+engines_app = typer.Typer(no_args_is_help=True)
+
+Model = Annotated[str, typer.Option(help="tiny, fcclip-r50, fcclip-convnext-large, or a folder.")]
+Untrained = Annotated[bool, typer.Option(help="Deterministic weights: needs no download, takes the same time.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all numbers there.")]
+
+
+def export(
+    model: Model = "tiny",
+    engine: Annotated[str, typer.Option(help="onnx, openvino or tensorrt.")] = "onnx",
+    height: Annotated[int, typer.Option(help="Image height, a multiple of 32; 0 = the model's own.")] = 0,
+    width: Annotated[int, typer.Option(help="Image width, a multiple of 32; 0 = the model's own.")] = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Images per run.")] = 1,
+    precision: Annotated[str, typer.Option(help="fp32, or fp16 (onnx and tensorrt).")] = "fp32",
+    target: Annotated[str, typer.Option(help="GPUs to build for, as sm_86,sm_89; empty = the one in this machine.")] = "",
+    pooled: Annotated[bool | None, typer.Option(help="With CLIP's out-of-vocabulary branch; default: as the model.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A file or folder to write; default: the engine cache only.")] = None,
+    untrained: Untrained = False,
+    offline: Annotated[bool, typer.Option(help="Never download.")] = False,
+) -> None:
+    """Compile a model for ONNX Runtime, OpenVINO or TensorRT, without running it. Prompts are not part of it."""
+    from vl4ad_model import engines
+    from vl4ad_model.engines import tensorrt_engine
+    from vl4ad_model.engines.cache import write_file
+
+    if engine not in engines.ENGINES[2:]:
+        raise EngineError(f"engine '{engine}' cannot be exported: use {', '.join(engines.ENGINES[2:])}")
+    if precision not in engines.PRECISIONS:
+        raise EngineError(f"precision '{precision}' is unknown: use {', '.join(engines.PRECISIONS)}")
+    if engine == "openvino" and precision != "fp32":
+        raise EngineError("engine openvino runs on the CPU, in fp32: half precision costs accuracy there and gains nothing")
+    targets = [tensorrt_engine.parse_target(text) for text in target.split(",")] if target else [""]
+    if target and engine != "tensorrt":
+        raise EngineError("--target is for engine tensorrt: the others run on any machine of their kind")
+    if lacking := engines.missing(engine):
+        raise MissingDependencyError(lacking, engines._NEEDS[engine][2], f"engine {engine}")
+    for wanted in filter(None, targets):
+        tensorrt_engine.check_target(wanted)
+    if engine == "tensorrt" and not target:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise EngineError("no GPU here: name the one to build for: --target sm_86 (RTX 30), sm_89 (RTX 40), sm_120 (RTX 50)")
+    name, network, config = _network(model, untrained, offline)
+    own = config.network_size or (512, 1024)
+    size = (height or own[0], width or own[1])
+    if min(size) < 32 or any(side % 32 for side in size):
+        raise EngineError(f"size {size[0]}x{size[1]} cannot be exported: height and width must be multiples of 32")
+    with_pooled = config.classifier != "in_vocabulary" if pooled is None else pooled
+    for wanted in targets:
+        with _ProgressLine() as line:
+            compiled = engines._compiled_class(engine)(
+                network,
+                network_size=size,
+                device="cuda" if engine == "tensorrt" else "cpu",
+                precision=precision,
+                model_name=name,
+                batch=batch,
+                progress=line,
+            )
+            if isinstance(compiled, tensorrt_engine.TensorRTEngine):
+                compiled.target_capability = wanted
+            content, origin = compiled.build(with_pooled)
+        path = compiled._cache.path(compiled.key(with_pooled), name, compiled.suffix)
+        if out is not None:
+            is_file = out.suffix == compiled.suffix
+            if is_file and len(targets) > 1:
+                raise EngineError("several targets need a folder for --out, not a file")
+            tag = f"-{wanted}" if wanted else ""
+            file_name = f"{name}-{size[0]}x{size[1]}-b{batch}-{precision}{'-pooled' if with_pooled else ''}{tag}{compiled.suffix}"
+            path = out if is_file else out / file_name
+            write_file(path, content)
+        print(f"{path}: {len(content) / 1e6:.1f} MB, {compiled.library()}, {origin.split(' (')[0]}")
+
+
+@engines_app.command("list")
+def engines_list(json_file: JsonFile = None) -> None:
+    """The engines that work on this machine, and the compiled files in the cache."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from vl4ad_model import engines
+    from vl4ad_model.engines.cache import EngineCache
+
+    console = Console()
+    table = Table("engine", "on this machine")
+    here: dict[str, str] = {}
+    for name in engines.ENGINES[1:]:
+        here[name] = _availability(name)
+        table.add_row(name, here[name])
+    console.print(table)
+    cache = EngineCache()
+    entries = cache.entries()
+    files = Table("file", "MB", "for", "made", title=f"{cache.folder}")
+    for entry in entries:
+        key = entry.description.get("key", {})
+        state = entry.description.get("made", "") if entry.whole else "[red]broken, will be built again[/red]"
+        files.add_row(entry.path.name, f"{entry.size / 1e6:.1f}", key.get("target", ""), state)
+    console.print(files if entries else f"no compiled engines in {cache.folder}", soft_wrap=True, highlight=False)
+    if json_file:
+        listed = [{"file": e.path.name, "bytes": e.size, "whole": e.whole, **e.description} for e in entries]
+        json_file.write_text(json.dumps({"engines": here, "folder": str(cache.folder), "files": listed}, indent=1))
+
+
+@engines_app.command("clean")
+def engines_clean(
+    everything: Annotated[bool, typer.Option("--all", help="Also remove engines that could still be used.")] = False,
+) -> None:
+    """Remove broken and outdated compiled files from the cache."""
+    from vl4ad_model.engines.cache import EngineCache
+
+    removed = EngineCache().clean(everything=everything)
+    for path in removed:
+        print(f"removed {path.name}")
+    print(f"{len(removed)} files removed")
+
+
+def benchmark_engines(
+    model: Model = "tiny",
+    sizes: Annotated[str, typer.Option(help="HEIGHTxWIDTH, several joined by commas; default: the model's own.")] = "",
+    only: Annotated[str, typer.Option("--engines", help="Some of torch,onnx,openvino,tensorrt; default: all that work here.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 = all.")] = 0,
+    repeat: Annotated[int, typer.Option(min=3, help="Timed images per engine; engines take turns.")] = 50,
+    hazards: Annotated[int, typer.Option(help="Number of hazard prompts.")] = 8,
+    untrained: Untrained = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Every engine that works here, side by side: backbone alone, network, scoring; ms p50 and p99, and memory."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from vl4ad_model.engines.benchmark import measure
+
+    _, network, config = _network(model, untrained, offline=True)
+    wanted = [_size(text) for text in sizes.split(",")] if sizes else [config.network_size or (512, 1024)]
+    rows: list[dict[str, Any]] = []
+    for size in wanted:
+        with _ProgressLine() as line:
+            rows += measure(network, model, size, only, device, precision, threads or None, repeat, hazards, line)
+    columns = ("engine", "size", "stage", "p50 ms", "p99 ms", "CPU ms", "x backbone", "MB")
+    table = Table(*columns, title=f"{model}, {precision}, {threads or 'all'} CPU threads, {repeat} images per engine")
+    for row in rows:
+        if row.get("error"):
+            continue
+        table.add_row(
+            row["engine"],
+            row["size"],
+            row["stage"],
+            f"{row['p50_ms']:.1f}",
+            f"{row['p99_ms']:.1f}",
+            f"{row['cpu_ms']:.1f}",
+            f"{row['times_backbone']:.2f}",
+            f"{row['memory_mb']:.0f}" if row["memory_mb"] else "",
+        )
+    console = Console()
+    console.print(table)
+    for row in rows:
+        if row.get("error"):
+            console.print(f"not measured: {row['error']}", highlight=False)
+    if json_file:
+        json_file.write_text(json.dumps(rows, indent=1))
+
+
+def _network(model: str, untrained: bool, offline: bool) -> tuple[str, FCCLIP, FCCLIPConfig]:
+    """(name, network, configuration); `untrained` needs no files for the models that are fetched."""
+    from vl4ad_model import registry
+
+    info = registry.MODELS.get(model)
+    if untrained and info is not None and info.folder is None:
+        from vl4ad_model.network.deterministic import fill_deterministically
+        from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
+
+        config = FCCLIPConfig.from_dict(info.config)
+        network = FCCLIP(config).eval()
+        fill_deterministically(network)
+        return f"{model}-untrained", network.requires_grad_(False), config
+    files = registry.locate(model, offline=offline)
+    network, config = registry.build_network(files)
+    return files.name, network, config
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit()) or min(int(height), int(width)) < 32 or int(height) % 32 or int(width) % 32:
+        raise EngineError(f"size '{text}' must be HEIGHTxWIDTH, multiples of 32, for example 384x640")
+    return int(height), int(width)
+
+
+def _availability(name: str) -> str:
+    import torch
+
+    from vl4ad_model import engines
+
+    gpu = torch.cuda.is_available()
+    if name == "torch":
+        return f"torch {torch.__version__} on cpu" + (" and cuda" if gpu else "")
+    if lacking := engines.missing(name):
+        return f"no: '{lacking}' is not installed (pip install 'vl4ad_ros[{engines._NEEDS[name][2]}]')"
+    if name == "tensorrt":
+        from vl4ad_model.engines.tensorrt_engine import library
+
+        module = library()
+        return f"{module.__name__} {module.__version__}" + ("" if gpu else ": builds with --target, runs only with a GPU")
+    if name == "onnx":
+        import onnxruntime
+
+        return f"onnxruntime {onnxruntime.__version__} on cpu"
+    import openvino
+
+    return f"openvino {openvino.__version__} on cpu"
+
+
+class _ProgressLine:
+    """`BuildProgress` as one progress bar on standard error."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+            console=Console(stderr=True), transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=1.0)
+
+    def __enter__(self) -> _ProgressLine:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, progress: BuildProgress) -> None:
+        self._bar.update(self._task, completed=progress.fraction, description=f"{progress.engine}: {progress.stage}")

@@ -1,7 +1,7 @@
 """The detector, with the transport for large images, and RViz or Foxglove where they are wanted and installed.
 
-    ros2 launch vl4ad_ros detector.launch.py image:=/camera/image_raw
-    ros2 launch vl4ad_ros detector.launch.py cameras:="[front, left]" image_transport:=compressed rviz:=true
+ros2 launch vl4ad_ros detector.launch.py image:=/camera/image_raw
+ros2 launch vl4ad_ros detector.launch.py cameras:="[front, left]" image_transport:=compressed rviz:=true
 """
 
 from __future__ import annotations

@@ -320,14 +320,31 @@ class Segmenter:
             by_size.setdefault(rgb.shape[:2], []).append(index)
         for size, members in by_size.items():
             with self._run:
-                alike = self._segment_alike([checked[i] for i in members], size, words, output_size)
+                (alike,) = self._segment_alike([checked[i] for i in members], size, [words], output_size)
             for index, result in zip(members, alike, strict=True):
                 results[index] = result
         return results  # type: ignore[return-value]
 
+    def segment_with(self, rgb: np.ndarray, vocabularies: list[Vocabulary]) -> list[Segmentation]:
+        """Segment one image under several vocabularies: the network looks once, only the scoring is done for each.
+
+        Args:
+            rgb: (H, W, 3) uint8 RGB.
+            vocabularies: each is used with the present classifier and merging; the segmenter's own words stay as they are.
+
+        Raises:
+            ImageError: not an image of that kind.
+            VocabularyError: words that cannot be used.
+        """
+        rgb, now = check_rgb(rgb), self._words
+        words = [self._prepare(each, now.classifier_name, now.merge_classes, version=now.version) for each in vocabularies]
+        with self._run:
+            return [alike[0] for alike in self._segment_alike([rgb], rgb.shape[:2], words, "input")]
+
     def _segment_alike(
-        self, images: list[np.ndarray], size: tuple[int, int], words: Words, output_size: str | tuple[int, int]
-    ) -> list[Segmentation]:
+        self, images: list[np.ndarray], size: tuple[int, int], all_words: list[Words], output_size: str | tuple[int, int]
+    ) -> list[list[Segmentation]]:
+        """For each of the words, the images' results."""
         import torch
 
         started = time.perf_counter()
@@ -335,33 +352,38 @@ class Segmenter:
         batch = np.stack([fit_image(rgb, fitted_size, self._engine.network_size, self._pad_value) for rgb in images])
         wanted = {"input": size, "network": fitted_size}[output_size] if isinstance(output_size, str) else output_size
         fitted = time.perf_counter()
+        # Masks are resized before they are combined, as FC-CLIP does, where the model asks for it; otherwise the finished
+        # maps are, at a fraction of the cost.
+        scored_size = wanted if self._network.config.resize_masks else fitted_size
+        results = []
         with torch.inference_mode():
-            proposals = self._propose(batch, fitted_size, words.classifier.needs_pooled)
+            proposals = self._propose(batch, fitted_size, any(words.classifier.needs_pooled for words in all_words))
             proposed = time.perf_counter()
-            # Masks are resized before they are combined, as FC-CLIP does, where the model asks for it; otherwise the finished
-            # maps are, at a fraction of the cost.
-            by_masks = self._network.config.resize_masks
-            maps = self._scorer.score(proposals, words.classifier, wanted if by_masks else fitted_size)
-        arrays = [(labels.cpu().numpy(), anomaly.cpu().numpy()) for labels, anomaly in maps]
-        scored = time.perf_counter()
-        resized = []
-        for labels_array, anomaly_array in arrays:
-            if not np.isfinite(anomaly_array).all():
-                advice = "use precision fp32" if self.precision != "fp32" else "the model's weights are not usable"
-                raise EngineError(f"{self.model_name} on engine {self.engine_name} gave scores that are no numbers: {advice}")
-            if labels_array.shape != wanted:
-                import cv2
+            for words in all_words:
+                began = time.perf_counter()
+                maps = self._scorer.score(proposals, words.classifier, scored_size)
+                arrays = [(labels.cpu().numpy(), anomaly.cpu().numpy()) for labels, anomaly in maps]
+                scored = time.perf_counter()
+                resized = [self._finished(labels, anomaly, wanted) for labels, anomaly in arrays]
+                seconds = {
+                    "resize": fitted - started + time.perf_counter() - scored,
+                    "network": proposed - fitted,
+                    "scoring": scored - began,
+                }
+                results.append([Segmentation(*maps, words.vocabulary, words.version, seconds) for maps in resized])
+        return results
 
-                width_height = (wanted[1], wanted[0])
-                labels_array = cv2.resize(labels_array, width_height, interpolation=cv2.INTER_NEAREST)
-                anomaly_array = cv2.resize(anomaly_array, width_height, interpolation=cv2.INTER_LINEAR)
-            resized.append((labels_array, anomaly_array))
-        seconds = {
-            "resize": fitted - started + time.perf_counter() - scored,
-            "network": proposed - fitted,
-            "scoring": scored - proposed,
-        }
-        return [Segmentation(labels, anomaly, words.vocabulary, words.version, seconds) for labels, anomaly in resized]
+    def _finished(self, labels: np.ndarray, anomaly: np.ndarray, wanted: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        if not np.isfinite(anomaly).all():
+            advice = "use precision fp32" if self.precision != "fp32" else "the model's weights are not usable"
+            raise EngineError(f"{self.model_name} on engine {self.engine_name} gave scores that are no numbers: {advice}")
+        if labels.shape != wanted:
+            import cv2
+
+            width_height = (wanted[1], wanted[0])
+            labels = cv2.resize(labels, width_height, interpolation=cv2.INTER_NEAREST)
+            anomaly = cv2.resize(anomaly, width_height, interpolation=cv2.INTER_LINEAR)
+        return labels, anomaly
 
     def _propose(self, batch: np.ndarray, fitted_size: tuple[int, int], pooled: bool) -> MaskProposals:
         try:

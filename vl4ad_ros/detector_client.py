@@ -172,6 +172,13 @@ class DetectorClient:
         received = self.wait_for(lambda collected: collected.outputs[topic].get(stamp), timeout)
         return received.message if received else None
 
+    def take(self, *topics: str) -> dict[Stamp, tuple[Received, ...]]:
+        """The outputs of every stamp that all these topics have; they are no longer kept here."""
+        with self._changed:
+            kept = [self.collected.outputs[topic] for topic in topics]
+            whole = [stamp for stamp in kept[0] if all(stamp in other for other in kept[1:])]
+            return {stamp: tuple(outputs.pop(stamp) for outputs in kept) for stamp in whole}
+
     def wait_until_connected(self, timeout: float = 60.0) -> None:
         """Wait until the detector subscribes to our images and we to its outputs.
 

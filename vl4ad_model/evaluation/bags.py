@@ -325,8 +325,24 @@ def _nearest(wanted: list[int], available: list[int], tolerance: int) -> list[tu
     return pairs
 
 
+def topic_kind(path: Path, topic: str) -> str:
+    """The message type of a topic."""
+    return next(connection.msgtype for connection in _reader(path).connections if connection.topic == topic)
+
+
 def _messages(path: Path, wanted: Sequence[Sequence[tuple[str, int, int]]]) -> Iterator[dict[str, Any]]:
-    """For each frame its decoded messages by topic, in the given order; reads on only as far as the next frame needs."""
+    """For each frame its decoded messages by topic, in the given order."""
+    for messages in raw_messages(path, wanted):
+        yield {topic: _reader(path).deserialize(raw, kind) for topic, (kind, raw) in messages.items()}
+
+
+def raw_messages(path: Path, wanted: Sequence[Sequence[tuple[str, int, int]]]) -> Iterator[dict[str, tuple[str, bytes]]]:
+    """For each frame its messages by topic, as (type, bytes), in the given order; reads on only as far as the next frame needs.
+
+    Args:
+        path: the bag.
+        wanted: per frame, (topic, stamp, time of recording) as in `Entry.key`.
+    """
     if not wanted:
         return
     needed = {(topic, stamp) for frame in wanted for topic, stamp, _ in frame}
@@ -344,7 +360,7 @@ def _messages(path: Path, wanted: Sequence[Sequence[tuple[str, int, int]]]) -> I
             key = (message[0].topic, _stamp(message[2]))
             if key in needed and key not in held:
                 held[key] = message[2]
-        yield {topic: reader.deserialize(held.pop((topic, stamp)), kinds[topic]) for topic, stamp in keys}
+        yield {topic: (kinds[topic], held.pop((topic, stamp))) for topic, stamp in keys}
 
 
 def decode_image(message: Any) -> np.ndarray:

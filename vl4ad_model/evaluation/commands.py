@@ -101,7 +101,7 @@ def evaluate_images(
 ) -> None:
     """Run a model over images with labels and evaluate what it says."""
     model_settings = _model(model, hazard, vocabulary, classifier, merge, engine, device, precision, offline, workers)
-    names = _class_names(model_settings)
+    names = class_names(model_settings)
     sources = image_sources(images, labels, _label_values(label_values), len(names))
     for source in sources:
         if source.labels is None:
@@ -140,7 +140,7 @@ def evaluate_bag(
 ) -> None:
     """Run a model over the images of rosbag2 recordings that carry labels, and evaluate what it says."""
     model_settings = _model(model, hazard, vocabulary, classifier, merge, engine, device, precision, offline, workers)
-    names = _class_names(model_settings)
+    names = class_names(model_settings)
     sources = bag_sources(
         bags,
         image_topic=image_topic,
@@ -210,7 +210,7 @@ def _model(
     return ModelSettings(model, tuple(hazard or ()), path, classifier, merge, engine, device, precision, offline, threads)
 
 
-def _class_names(settings: ModelSettings) -> tuple[str, ...]:
+def class_names(settings: ModelSettings) -> tuple[str, ...]:
     """Names of the known classes; a mistake in the words shows here, before anything is read."""
     from vl4ad_model.vocabulary import Vocabulary
 
@@ -239,8 +239,7 @@ def _evaluate(
     report: Path | None,
 ) -> None:
     """Run, write, print; the exit status says whether the result is whole."""
-    from vl4ad_model.evaluation.report import RESULTS, load_run, write_report
-    from vl4ad_model.evaluation.results import to_document
+    from vl4ad_model.evaluation.report import RESULTS
 
     result_file = json_file or (report / RESULTS if report else None)
     for path in (json_file, report):
@@ -266,7 +265,17 @@ def _evaluate(
             again = "; the same command goes on from there" if result_file else ""
             progress.say(f"vl4ad: interrupted after {progress.done} of {progress.total} frames{again}. No result was written.")
             raise typer.Exit(INTERRUPTED) from None
-    document = to_document(finished.run)
+    status = _finish(finished, json_file, report)
+    if status:
+        raise typer.Exit(status)
+
+
+def _finish(finished: Finished, json_file: Path | None, report: Path | None, extra: dict[str, Any] | None = None) -> int:
+    """Write everything, print the summary, clean up; the exit status."""
+    from vl4ad_model.evaluation.report import RESULTS, load_run, write_report
+    from vl4ad_model.evaluation.results import to_document
+
+    document = {**to_document(finished.run), **(extra or {})}
     if report:
         document["pictures"] = _write_pictures(report, finished, document)
         _write_json(report / RESULTS, document)
@@ -283,8 +292,30 @@ def _evaluate(
     if not document["complete"]:
         frames = document["frames"]
         _warn(f"{frames['failed']} of {frames['failed'] + frames['evaluated']} frames were skipped: the result is not whole")
-    if not document["complete"] or not sum(document["pixels"].values()):
-        raise typer.Exit(NOT_WHOLE)
+    return 0 if document["complete"] and sum(document["pixels"].values()) else NOT_WHOLE
+
+
+def finish_live(
+    source: Source,
+    settings: Settings,
+    configuration: dict[str, Any],
+    live: dict[str, Any],
+    json_file: Path | None,
+    report: Path | None,
+) -> int:
+    """Evaluate what a running detector answered, with its latency, drops and throughput; the exit status."""
+    from vl4ad_model.evaluation.results import plain
+
+    configuration |= {"track": settings.track, "metrics": list(settings.metrics), "version": _version()}
+    with ConsoleProgress() as progress:
+        finished = evaluate([source], settings, configuration=configuration, progress=progress)
+    status = _finish(finished, json_file, report, {"live": plain(live)})
+    latency = live["latency_ms"]
+    print(
+        f"{live['answered']} of {live['sent']} images answered, {live['dropped']} dropped, {live['throughput_hz']:.1f} Hz; "
+        f"latency p50 {latency['p50']:.0f} ms, p95 {latency['p95']:.0f} ms, p99 {latency['p99']:.0f} ms"
+    )
+    return status
 
 
 def _write_pictures(report: Path, finished: Finished, document: dict[str, Any]) -> list[dict[str, str]]:
@@ -436,3 +467,137 @@ def benchmark_metrics(
     Console().print(table)
     if json_file:
         _write_json(json_file, rows)
+
+
+OrdinaryBags = Annotated[list[Path] | None, typer.Option("--bag", help="rosbag2 recording of ordinary driving; repeat for more.")]
+OrdinaryImages = Annotated[
+    list[Path] | None, typer.Option("--images", help="Folder of images of ordinary driving; repeat for more.")
+]
+Every = Annotated[float, typer.Option(min=0, help="Of bags, keep one frame in so many seconds; of folders, each n-th.")]
+
+
+def _ordinary_sources(
+    bags: list[Path] | None, images: list[Path] | None, image_topic: str | None, every: float, class_count: int
+) -> list[Source]:
+    """Sources of ordinary driving. Labels are used where a folder holds them: frames with anomalies are then left out."""
+    if not bags and not images:
+        raise EvaluationError("say --bag BAG or --images FOLDER: recordings of ordinary driving, without anomalies")
+    sources: list[Source] = []
+    if images:
+        if every != int(every):
+            raise EvaluationError(f"--every {every:g}: of folders each n-th image is kept, a whole number is needed")
+        sources += image_sources(images, None, "auto", class_count, max(1, int(every)))
+    if bags:
+        sources += bag_sources(bags, image_topic=image_topic, need_labels=False, every=every, class_count=class_count)
+    return sources
+
+
+def calibrate(
+    bag: OrdinaryBags = None,
+    images: OrdinaryImages = None,
+    rate: Annotated[float, typer.Option(help="The false-alarm rate that is wanted, 0 to 1.")] = 0.01,
+    per: Annotated[str, typer.Option(help="pixel: share of pixels; frame: share of frames that alarm.")] = "pixel",
+    alarm_pixels: Annotated[int, typer.Option(min=1, help="A frame alarms with so many pixels above the threshold.")] = 50,
+    out: Annotated[Path, typer.Option(help="ROS 2 parameters file for the node.")] = Path("calibrated.yaml"),
+    node: Annotated[str, typer.Option(help="The node's full name.")] = "/vl4ad_detector",
+    image_topic: ImageTopic = None,
+    every: Every = 0.0,
+    hazard: Hazards = None,
+    model: Model = "tiny",
+    vocabulary: VocabularyFile = None,
+    classifier: Classifier = None,
+    merge: Merge = True,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    offline: Offline = False,
+    workers: Workers = 1,
+    json_file: JsonFile = None,
+) -> None:
+    """The anomaly threshold for a wanted false-alarm rate, from ordinary driving without anomalies.
+
+    The guarantee holds for any number of frames and any scores, if the frames are exchangeable with those of later driving: take
+    them seconds apart (--every), from many drives.
+    """
+    from vl4ad_model.evaluation.ordinary_commands import calibrate_threshold, parameters_yaml, write_parameters
+
+    settings = _model(model, hazard, vocabulary, classifier, merge, engine, device, precision, offline, workers)
+    names = class_names(settings)
+    for path in (out, json_file):
+        if path is not None:
+            _check_writable(path, folder=False)
+    sources = _ordinary_sources(bag, images, image_topic, every, len(names))
+    with ConsoleProgress() as progress, mapper(workers) as map_tasks:
+        result = calibrate_threshold(sources, settings, map_tasks, progress, rate=rate, kind=per, alarm_pixels=alarm_pixels)
+    write_parameters(out, parameters_yaml(result, settings, per, alarm_pixels, node))
+    print(f"anomaly_threshold {result.threshold:.6g}: at most {rate:g} per {per}, from {result.frames} frames; wrote {out}")
+    if per == "frame":
+        print(f"with 95 % confidence the true rate is below {result.upper_bound:.4g}")
+    if json_file:
+        from vl4ad_model.evaluation.results import plain
+
+        described = [source.describe() for source in sources]
+        document = {**result._asdict(), "per": per, "alarm_pixels": alarm_pixels, "sources": described, "model": asdict(settings)}
+        _write_json(json_file, plain(document))
+
+
+@prompts_app.callback()
+def _prompts() -> None:
+    """Check hazard prompts against ordinary driving."""
+
+
+@prompts_app.command("check")
+def prompts_check(
+    hazard: Hazards = None,
+    bag: OrdinaryBags = None,
+    images: OrdinaryImages = None,
+    threshold: Annotated[float, typer.Option(help="Of the anomaly mask, for the false alarms.")] = 0.5,
+    limit: Annotated[float, typer.Option(help="A prompt that takes more of ordinary pixels than this cries wolf.")] = 0.001,
+    image_topic: ImageTopic = None,
+    every: Every = 0.0,
+    model: Model = "tiny",
+    vocabulary: VocabularyFile = None,
+    classifier: Classifier = None,
+    merge: Merge = True,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    offline: Offline = False,
+    workers: Workers = 1,
+    json_file: JsonFile = None,
+) -> None:
+    """What each hazard prompt would do where no such hazard is: pixels it takes, from which classes, in which frames."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from vl4ad_model.evaluation.ordinary_commands import check_prompts
+
+    if not hazard:
+        raise EvaluationError("say --hazard WORDS, once for every prompt to check")
+    # Wrong words are found before a model is loaded; together, so that two prompts for one thing are found too.
+    names = class_names(_model(model, hazard, vocabulary, classifier, merge, engine, device, precision, offline))
+    settings = _model(model, None, vocabulary, classifier, merge, engine, device, precision, offline, workers)
+    if json_file:
+        _check_writable(json_file, folder=False)
+    sources = _ordinary_sources(bag, images, image_topic, every, len(names))
+    with ConsoleProgress() as progress, mapper(workers) as map_tasks:
+        document = check_prompts(sources, settings, hazard, names, map_tasks, progress, threshold=threshold, limit=limit)
+    document["sources"] = [source.describe() for source in sources]
+    columns = ("prompt", "takes", "from", "false alarms", "worst frame", "verdict")
+    table = Table(*columns, title=f"{document['frames']} frames of ordinary driving")
+    for row in document["prompts"]:
+        shares = [f"{name} {part['share_of_taken']:.0%}" for name, part in list(row["taken_from"].items())[:3]]
+        worst = row["worst_frames"][0] if row["worst_frames"] else None
+        table.add_row(
+            row["prompt"],
+            f"{row['share_taken']:.3%}",
+            ", ".join(shares) or "-",
+            f"{row['false_positive_rate_before']:.3%} -> {row['false_positive_rate_after']:.3%}",
+            f"{worst['frame']} ({worst['share_taken']:.1%})" if worst else "-",
+            "cries wolf" if row["cries_wolf"] else "quiet",
+        )
+    Console().print(table)
+    if json_file:
+        from vl4ad_model.evaluation.results import plain
+
+        _write_json(json_file, plain(document))

@@ -152,7 +152,7 @@ def first_round(task: Task) -> TaskResult:
 def _count(entry: Entry, frame: Frame, settings: Settings, work: WorkFolder) -> None:
     if frame.labels is None:
         raise EvaluationError(f"{entry.name} has no labels")
-    scores, predicted = frame.scores, None
+    scores, predicted = frame.scores, frame.predicted
     if scores is None:
         if settings.model is None or frame.rgb is None:
             raise EvaluationError(f"{entry.name} has neither scores nor an image")

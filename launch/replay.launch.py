@@ -1,0 +1,55 @@
+"""The detector and the live evaluation of a bag; everything ends when the evaluation does.
+
+ros2 launch vl4ad_ros replay.launch.py bag:=drive json:=live.json
+ros2 launch vl4ad_ros replay.launch.py bag:=drive rate:=1.0 report:=out model:=fcclip-convnext-large
+"""
+
+from __future__ import annotations
+
+from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler
+from launch.event_handlers import OnProcessExit
+from launch.events import Shutdown
+from launch.substitutions import LaunchConfiguration
+from launch_ros.actions import Node
+
+from launch import LaunchContext, LaunchDescription
+from vl4ad_ros import transport
+
+ARGUMENTS = {
+    "bag": ("", "The rosbag2 recording, with images and labels."),
+    "rate": ("", "Of the recording's own speed; empty = as fast as the detector answers, no frame lost."),
+    "model": ("tiny", "Model name or folder."),
+    "engine": ("auto", "auto, torch, onnx, openvino or tensorrt."),
+    "hazards": ("", "Hazards in words, separated by ';': \"tyre|tire;sofa\"."),
+    "track": ("anomaly", "anomaly or obstacle."),
+    "json": ("", "Write all numbers there."),
+    "report": ("", "Folder for the report page."),
+}
+
+
+def generate_launch_description() -> LaunchDescription:
+    declared = [DeclareLaunchArgument(name, default_value=value, description=text) for name, (value, text) in ARGUMENTS.items()]
+    return LaunchDescription([*declared, OpaqueFunction(function=_actions)])
+
+
+def _actions(context: LaunchContext) -> list:
+    values = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
+    if not values["bag"]:
+        raise RuntimeError("say which bag: bag:=FOLDER")
+    arguments = [values["bag"]]
+    for name in ("rate", "model", "engine", "track", "json", "report"):
+        if values[name]:
+            arguments += [f"--{name}", values[name]]
+    for hazard in filter(None, (part.strip() for part in values["hazards"].split(";"))):
+        arguments += ["--hazard", hazard]
+    # The evaluation starts the detector itself: so it knows the image transport the bag needs.
+    evaluation = Node(
+        package="vl4ad_ros",
+        executable="replay_evaluation",
+        arguments=arguments,
+        additional_env=transport.large_image_environment(),
+        output="screen",
+        emulate_tty=True,
+    )
+    ended = OnProcessExit(target_action=evaluation, on_exit=[EmitEvent(event=Shutdown(reason="the evaluation is done"))])
+    return [evaluation, RegisterEventHandler(ended)]

@@ -1,0 +1,78 @@
+"""The live evaluation plays a bag into a real detector; lossless it equals the offline one to the last digit."""
+
+import json
+
+import numpy as np
+import pytest
+from evaluation_helpers import START, STEP, png, vl4ad, write_bag
+from evaluation_helpers import picture as plain_picture
+
+pytest.importorskip("rclpy", reason="ROS 2 is not installed")
+from ros_fixtures import new_domain, picture
+
+COUNT = 3
+
+
+@pytest.fixture
+def bag(tmp_path):
+    messages = []
+    for index in range(COUNT):
+        labels = np.full((120, 160), 13, np.uint8)
+        labels[60:90, 40 + 8 * index : 80] = 100
+        stamp, jpeg = START + index * STEP, png(picture(seed=index), "JPEG")
+        messages += [("/camera/image/compressed", stamp, ("rgb8; jpeg compressed bgr8", jpeg)), ("/camera/labels", stamp, labels)]
+    return write_bag(tmp_path / "drive", messages, compression="storage")
+
+
+def replay(capfd, monkeypatch, *arguments):
+    from vl4ad_ros import replay_evaluation
+
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(new_domain()))
+    with pytest.raises(SystemExit) as ended:
+        replay_evaluation.main([str(word) for word in arguments])
+    out, err = capfd.readouterr()
+    return ended.value.code, out, err
+
+
+@pytest.mark.slow
+def test_the_lossless_live_result_equals_the_offline_one(tmp_path, bag, capfd, monkeypatch):
+    common = ("--hazard", "sofa|couch", "--engine", "torch", "--track", "obstacle")
+    code, out, err = replay(capfd, monkeypatch, bag, *common, "--json", tmp_path / "live.json")
+    assert code == 0, err
+    assert vl4ad(capfd, "evaluate", "bag", bag, *common, "--json", tmp_path / "offline.json").code == 0
+    live, offline = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("live", "offline"))
+    for document in (live, offline):
+        del document["configuration"]
+    figures = live.pop("live")
+    assert live == offline
+    assert (figures["sent"], figures["answered"], figures["dropped"]) == (COUNT, COUNT, 0)
+    assert 0 < figures["latency_ms"]["p50"] <= figures["latency_ms"]["p95"] <= figures["latency_ms"]["p99"]
+    assert figures["throughput_hz"] > 0 and "latency p50" in out
+
+
+@pytest.mark.slow
+def test_at_a_rate_dropped_images_are_counted_and_not_evaluated(tmp_path, capfd, monkeypatch):
+    messages = []
+    for index in range(30):
+        labels = np.zeros((120, 160), np.uint8)
+        labels[60:90, 40:80] = 1
+        stamp = START + index * 10**7
+        messages += [("/camera/image", stamp, picture(seed=index)), ("/camera/labels", stamp, labels)]
+    fast = write_bag(tmp_path / "fast", messages)
+    code, _, err = replay(capfd, monkeypatch, fast, "--rate", 1, "--engine", "torch", "--json", tmp_path / "live.json")
+    assert code == 0, err
+    document = json.loads((tmp_path / "live.json").read_text())
+    live = document["live"]
+    assert live["sent"] == 30 and live["answered"] + live["dropped"] == 30 and live["answered"] >= 1
+    assert document["frames"]["evaluated"] == live["answered"]
+
+
+MISTAKES = [(["none"], "no bag at"), (["{bag}", "--rate", "0"], "must be above 0"), (["{bag}", "--track", "road"], "track")]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES)
+def test_mistakes_are_one_line_before_anything_starts(tmp_path, capfd, monkeypatch, arguments, message):
+    labels = np.zeros((48, 64), np.uint8)
+    drive = write_bag(tmp_path / "drive", [("/camera/image", START, plain_picture()), ("/camera/labels", START, labels)])
+    code, _, err = replay(capfd, monkeypatch, *[word.format(bag=drive) for word in arguments])
+    assert code == 2 and message in err and err.count("\n") == 1

@@ -1,0 +1,294 @@
+"""Evaluate the running detector: play a bag into it, match its scores to labels by stamp, report metrics and latency.
+
+    ros2 run vl4ad_ros replay_evaluation drive --lossless --json live.json
+    ros2 run vl4ad_ros replay_evaluation drive --rate 1.0 --attach --report out/live
+
+Lossless: the next image is sent when the last one is answered, so that every frame is scored and the metrics equal those of
+`vl4ad evaluate bag`. At a rate, images are sent as they were recorded, the detector drops what it cannot keep up with as it does on
+the road, and the metrics are over the frames that were answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vl4ad_model.errors import EvaluationError, Vl4adError
+from vl4ad_model.evaluation import bags, commands, runner
+from vl4ad_model.evaluation.frame_counts import METRICS
+from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure
+
+SCORE, LABELS = "anomaly_score", "segmentation"
+SETTLE_SECONDS = 5.0
+"""How long answers may still come after the last image of a replay at a rate."""
+
+
+@dataclass(frozen=True)
+class LiveSource:
+    """What the detector answered, as a source of frames; labels come from the bag.
+
+    Attributes:
+        bag: the recording.
+        answers: files with scores and class ids by the stamp of the image, nanoseconds.
+    """
+
+    bag: bags.BagSource
+    answers: Mapping[int, Path] = field(repr=False)
+
+    def entries(self) -> list[Entry]:
+        return [entry for entry in self.bag.entries() if entry.failure or _stamp(entry, self.bag) in self.answers]
+
+    def frames(self, entries: Sequence[Entry], *, pictures: bool = True) -> Iterator[Frame | FrameFailure]:
+        for entry, frame in zip(entries, self.bag.frames(entries, pictures=pictures), strict=True):
+            if isinstance(frame, FrameFailure):
+                yield frame
+                continue
+            with np.load(self.answers[_stamp(entry, self.bag)], allow_pickle=False) as stored:
+                scores, predicted = stored["scores"], stored["labels"]
+            if frame.labels is not None and scores.shape != frame.labels.anomaly.shape:
+                size = f"{scores.shape[1]}x{scores.shape[0]}"
+                yield FrameFailure(entry.name, f"{entry.name}: the detector publishes {size}: set publish_resolution to input")
+                continue
+            yield frame._replace(scores=scores, predicted=predicted)
+
+    def describe(self) -> dict[str, Any]:
+        return self.bag.describe()
+
+
+def _stamp(entry: Entry, bag: bags.BagSource) -> int:
+    return next(stamp for topic, stamp, _ in entry.key if topic == bag.image_topic)
+
+
+@dataclass
+class Replay:
+    """What happened while the bag was played.
+
+    Attributes:
+        sent, answered: images sent, and those with a score.
+        seconds: from the first image to the last answer.
+        latencies: seconds from sending an image to its score, one per answer.
+        answers: see `LiveSource`.
+    """
+
+    sent: int = 0
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    answers: dict[int, Path] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """Latency percentiles in milliseconds, drops and throughput."""
+        latencies = np.array(self.latencies) * 1e3
+        percentiles = np.percentile(latencies, (50, 95, 99)).tolist() if latencies.size else [float("nan")] * 3
+        return {
+            "sent": self.sent,
+            "answered": len(self.latencies),
+            "dropped": self.sent - len(self.latencies),
+            "throughput_hz": len(self.latencies) / self.seconds if self.seconds > 0 else float("nan"),
+            "latency_ms": dict(zip(("p50", "p95", "p99"), percentiles, strict=True)),
+        }
+
+
+def play(client: Any, source: bags.BagSource, folder: Path, *, rate: float | None, timeout: float) -> Replay:
+    """Play the labelled images of a bag.
+
+    Args:
+        client: a connected `DetectorClient` with the topics anomaly_score and segmentation.
+        source: the bag.
+        folder: for the answers, 5 bytes per pixel each.
+        rate: of the recording's own speed; None = lossless.
+        timeout: seconds to wait for an answer (lossless).
+
+    Raises:
+        EvaluationError: lossless, and an image was not answered in time.
+    """
+    from vl4ad_ros.detector_client import pixels
+
+    entries = [entry for entry in source.entries() if not entry.failure]
+    if not entries:
+        raise EvaluationError(f"{source.path}: no image has a label")
+    replay = Replay()
+    sent_at: dict[tuple[int, int], float] = {}
+
+    def collect() -> int:
+        """Move what came from the client to the replay; how many answers there are."""
+        for stamp, (score, label) in client.take(SCORE, LABELS).items():
+            if stamp not in sent_at:
+                continue  # somebody else's image
+            replay.latencies.append(score.when - sent_at[stamp])
+            path = folder / f"{stamp[0]}.{stamp[1]:09}.npz"
+            np.savez(path, scores=pixels(score.message), labels=pixels(label.message))
+            replay.answers[stamp[0] * 10**9 + stamp[1]] = path
+        return len(replay.latencies)
+
+    began = time.monotonic()
+    first = _stamp(entries[0], source)
+    for entry, raw in zip(entries, _raw_images(source, entries), strict=True):
+        stamp = _stamp(entry, source)
+        if rate is not None:
+            time.sleep(max(0.0, began + (stamp - first) * 1e-9 / rate - time.monotonic()))
+        key = (stamp // 10**9, stamp % 10**9)
+        sent_at[key] = time.time()
+        client.send_message(raw)
+        replay.sent += 1
+        if rate is None:
+            client.wait_for(lambda seen, key=key: key in seen.outputs[SCORE] and key in seen.outputs[LABELS], timeout)
+            if collect() < replay.sent:
+                raise EvaluationError(
+                    f"{entry.name}: no answer within {timeout:g} s: is the detector active, and the image readable?"
+                )
+        else:
+            collect()
+        replay.seconds = time.monotonic() - began
+    if rate is not None:
+        # The detector works on the newest image only: when nothing comes for a while, nothing will.
+        quiet = time.monotonic()
+        known = collect()
+        while known < replay.sent and time.monotonic() - quiet < SETTLE_SECONDS:
+            time.sleep(0.02)
+            if collect() > known:
+                known, quiet = len(replay.latencies), time.monotonic()
+                replay.seconds = quiet - began
+    return replay
+
+
+def _raw_images(source: bags.BagSource, entries: Sequence[Entry]) -> Iterator[Any]:
+    """The recorded messages as ROS messages, bit for bit."""
+    from rclpy.serialization import deserialize_message
+    from sensor_msgs.msg import CompressedImage, Image
+
+    keys = [[part for part in entry.key if part[0] == source.image_topic] for entry in entries]
+    for messages in bags.raw_messages(source.path, keys):
+        kind, raw = messages[source.image_topic or ""]
+        yield deserialize_message(bytes(raw), CompressedImage if kind == bags.COMPRESSED else Image)
+
+
+def is_compressed(source: bags.BagSource) -> bool:
+    """Whether the bag's images are CompressedImage."""
+    return bags.topic_kind(source.path, source.image_topic or "") == bags.COMPRESSED
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="replay_evaluation", description="Play a bag into the running detector and report its metrics and its latency."
+    )
+    parser.add_argument("bag", type=Path, help="rosbag2 recording with images and labels")
+    speed = parser.add_mutually_exclusive_group()
+    speed.add_argument("--rate", type=float, help="of the recording's own speed; without it as fast as the detector answers")
+    speed.add_argument("--lossless", action="store_true", help="wait for every answer (the default)")
+    parser.add_argument("--attach", action="store_true", help="use a detector that runs already instead of starting one")
+    parser.add_argument("--image", default="/image", help="topic the detector listens to")
+    parser.add_argument("--image-topic", help="in the bag")
+    parser.add_argument("--label-topic", help="in the bag")
+    parser.add_argument("--label-values", default="auto", choices=("auto", "anomaly", "classes"))
+    parser.add_argument("--tolerance", type=float, default=0.0, help="seconds an image's and its label's stamps may differ")
+    parser.add_argument("--track", default="anomaly", help="anomaly or obstacle")
+    parser.add_argument("--metrics", default=",".join(METRICS))
+    parser.add_argument("--threshold", type=float)
+    parser.add_argument("--hazard", action="append", default=[], help="for the detector that is started here; repeat for more")
+    parser.add_argument("--model", default="tiny", help="for the detector that is started here")
+    parser.add_argument("--engine", default="auto", help="for the detector that is started here")
+    parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for an answer")
+    parser.add_argument("--json", type=Path, dest="json_file")
+    parser.add_argument("--report", type=Path)
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Play, evaluate, write; the exit status."""
+    with contextlib.ExitStack() as scratch:
+        return _run(options, scratch)
+
+
+def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
+    from vl4ad_ros.detector_client import DetectorClient
+    from vl4ad_ros.detector_process import DetectorProcess, own_domain
+
+    if options.rate is not None and not options.rate > 0:
+        raise EvaluationError(f"a rate of {options.rate:g} plays nothing: it must be above 0")
+    metrics = tuple(name.strip() for name in options.metrics.split(",") if name.strip())
+    runner.Settings(options.track, metrics, options.threshold)  # a mistake shows here, before anything starts
+    source = bags.open_bag(
+        options.bag,
+        image_topic=options.image_topic,
+        label_topic=options.label_topic,
+        label_values=options.label_values,
+        tolerance=options.tolerance,
+    )
+    compressed = is_compressed(source)
+    domain = own_domain()
+    with contextlib.ExitStack() as stack:
+        if not options.attach:
+            settings: dict[str, Any] = {"model": options.model, "engine": options.engine}
+            if options.hazard:
+                settings["hazard_prompts"] = options.hazard
+            if compressed:
+                settings["image_transport"] = "compressed"
+            arguments = ["-r", f"image:={options.image}"]
+            detector = stack.enter_context(DetectorProcess(settings, domain=domain, arguments=arguments))
+            print(f"starting the detector with model {options.model}", file=sys.stderr)
+            detector.wait_until_active()
+        client = stack.enter_context(
+            DetectorClient(
+                domain=domain,
+                topics=(SCORE, LABELS),
+                image_topic=options.image,
+                compressed=compressed,
+                node_name="replay_evaluation",
+            )
+        )
+        client.wait_until_connected()
+        asked = {name: client.get_parameter(name) for name in ("model", "engine", "hazard_prompts", "merge_classes", "classifier")}
+        vocabulary = _class_names(client.get_parameter("vocabulary_file"))
+        print(f"playing {options.bag}", file=sys.stderr)
+        folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="vl4ad-replay-")))
+        replay = play(client, source, folder, rate=options.rate, timeout=options.timeout)
+    if not replay.answers:
+        raise EvaluationError("the detector answered no image: is it active?")
+    configuration = {
+        "source": "live",
+        "bags": [source.describe()],
+        "model": _model_settings(asked),
+        "speed": "lossless" if options.rate is None else f"{options.rate:g} x",
+    }
+    settings_ = runner.Settings(options.track, metrics, options.threshold, None, vocabulary)
+    summary = replay.summary()
+    return commands.finish_live(
+        LiveSource(source, replay.answers), settings_, configuration, summary, options.json_file, options.report
+    )
+
+
+def _class_names(vocabulary_file: str) -> tuple[str, ...]:
+    return commands.class_names(runner.ModelSettings(vocabulary=vocabulary_file or None))
+
+
+def _model_settings(asked: Mapping[str, Any]) -> dict[str, Any]:
+    hazards = asked["hazard_prompts"]
+    return {**asked, "hazards": [hazards] if isinstance(hazards, str) else list(hazards or [])}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `replay_evaluation` executable."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if "--ros-args" in words:  # launch files add them
+        words = words[: words.index("--ros-args")]
+    try:
+        sys.exit(run(parse(words)))
+    except Vl4adError as error:
+        print(f"replay_evaluation: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("replay_evaluation: interrupted, no result was written", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,7 @@ from vl4ad_model.errors import EvaluationError, ImageError
 from vl4ad_model.evaluation.folders import FolderSource
 from vl4ad_model.evaluation.frame_counts import METRICS
 from vl4ad_model.evaluation.progress import ConsoleProgress
-from vl4ad_model.evaluation.runner import Finished, ModelSettings, Settings, evaluate, mapper
+from vl4ad_model.evaluation.runner import Finished, Mapper, ModelSettings, Settings, evaluate, mapper
 from vl4ad_model.evaluation.sources import Source
 
 if TYPE_CHECKING:
@@ -134,6 +135,9 @@ def evaluate_bag(
     precision: Precision = "fp32",
     offline: Offline = False,
     workers: Workers = 1,
+    ray: Annotated[
+        str | None, typer.Option("--ray", help="Evaluate on Ray, one task per bag: auto, ray://HOST:PORT, or local.")
+    ] = None,
     strict: Strict = False,
     json_file: JsonFile = None,
     report: Report = None,
@@ -142,7 +146,7 @@ def evaluate_bag(
     model_settings = _model(model, hazard, vocabulary, classifier, merge, engine, device, precision, offline, workers)
     names = class_names(model_settings)
     sources = bag_sources(
-        bags,
+        [bag.resolve() for bag in bags] if ray else bags,
         image_topic=image_topic,
         label_topic=label_topic,
         score_topic=score_topic,
@@ -152,7 +156,9 @@ def evaluate_bag(
     )
     settings = Settings(track, _metrics(metrics), threshold, None if score_topic else model_settings, names, strict)
     configuration = {"source": "bag", "bags": [source.describe() for source in sources]}
-    _evaluate(sources, settings, configuration, workers, json_file, report)
+    if ray and not (json_file or report):
+        raise EvaluationError("--ray needs --json FILE or --report DIR on storage that all machines share")
+    _evaluate(sources, settings, configuration, workers, json_file, report, ray)
 
 
 def image_sources(
@@ -237,6 +243,7 @@ def _evaluate(
     workers: int,
     json_file: Path | None,
     report: Path | None,
+    ray: str | None = None,
 ) -> None:
     """Run, write, print; the exit status says whether the result is whole."""
     from vl4ad_model.evaluation.report import RESULTS
@@ -252,13 +259,14 @@ def _evaluate(
         configuration["threshold"] = settings.threshold
     with ConsoleProgress() as progress:
         try:
-            with mapper(workers) as map_tasks:
+            with _mapper(workers, ray) as map_tasks:
                 finished = evaluate(
                     sources,
                     settings,
                     configuration=configuration,
                     result_file=result_file,
                     map_tasks=map_tasks,
+                    per_task=None if ray else 1,
                     progress=progress,
                 )
         except KeyboardInterrupt:
@@ -268,6 +276,14 @@ def _evaluate(
     status = _finish(finished, json_file, report)
     if status:
         raise typer.Exit(status)
+
+
+def _mapper(workers: int, ray: str | None) -> AbstractContextManager[Mapper]:
+    if ray is None:
+        return mapper(workers)
+    from vl4ad_model.evaluation.ray_runner import ray_mapper
+
+    return ray_mapper(ray)
 
 
 def _finish(finished: Finished, json_file: Path | None, report: Path | None, extra: dict[str, Any] | None = None) -> int:

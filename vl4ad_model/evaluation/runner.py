@@ -27,7 +27,6 @@ from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure, Source
 from vl4ad_model.evaluation.work_folder import WorkFolder, WorkFolderError, fingerprint, open_work_folder
 
 T = TypeVar("T")
-FRAMES_PER_TASK = 8
 
 
 @dataclass(frozen=True)
@@ -235,10 +234,11 @@ class Progress(Protocol):
     def say(self, text: str) -> None: ...
 
 
-def make_tasks(source: Source, entries: Sequence[Entry], settings: Settings, work: WorkFolder, per_task: int) -> list[Task]:
-    """Split frames into tasks, keeping their order."""
+def make_tasks(source: Source, entries: Sequence[Entry], settings: Settings, work: WorkFolder, per_task: int | None) -> list[Task]:
+    """Split frames into tasks, keeping their order; None = one task for the whole source."""
+    per_task = per_task or max(1, len(entries))
     starts = range(0, len(entries), per_task)
-    return [Task(source, tuple(entries[start : start + per_task]), settings, str(work.path)) for start in starts]
+    return [Task(source, tuple(entries[start : start + per_task]), settings, str(work.path.resolve())) for start in starts]
 
 
 def evaluate(
@@ -248,7 +248,7 @@ def evaluate(
     configuration: dict[str, Any],
     result_file: Path | None = None,
     map_tasks: Mapper = in_this_process,
-    per_task: int = 1,
+    per_task: int | None = 1,
     progress: Progress,
 ) -> Finished:
     """Evaluate every frame of the sources.
@@ -259,7 +259,7 @@ def evaluate(
         configuration: plain values, for the report and the fingerprint.
         result_file: where the result will be written; an interrupted run leaves its work beside it. None = cannot be resumed.
         map_tasks: who does the work.
-        per_task: frames per task.
+        per_task: frames per task; None = all of a source.
         progress: is told.
 
     Returns:

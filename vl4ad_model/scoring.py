@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vl4ad_model import native_scoring
 from vl4ad_model.network.proposals import MaskProposals
 from vl4ad_model.vocabulary import Vocabulary
 
@@ -225,6 +226,12 @@ class Scorer:
     ) -> ScoreMaps:
         height, width = output_size or proposals.image_size
         classes = labels_rows.shape[0]
+        masks = proposals.mask_logits[0]
+        quarter = (4 * masks.shape[-2], 4 * masks.shape[-1]) == proposals.padded_size
+        if quarter and (height, width) == proposals.image_size:
+            done = native_scoring.score(masks, labels_rows, anomaly_rows, classifier.known_count, (height, width))
+            if done is not None:
+                return ScoreMaps(*done)
         matrix = labels_rows if anomaly_rows is None else torch.cat((labels_rows, anomaly_rows))
         labels = torch.empty((height, width), dtype=torch.uint8, device=matrix.device)
         anomaly = torch.empty((height, width), dtype=torch.float32, device=matrix.device)

@@ -1,0 +1,93 @@
+"""The compiled scoring computes what the tiles compute, and the tiles serve where it cannot."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vl4ad_model import native_scoring
+from vl4ad_model.network.proposals import MaskProposals
+from vl4ad_model.scoring import Scorer, prepare_classifier
+from vl4ad_model.vocabulary import Vocabulary
+
+compiled = pytest.mark.skipif(
+    not any(map(shutil.which, ("cc", "gcc", "clang"))), reason="no C compiler here: scoring runs in PyTorch"
+)
+
+
+def make(queries, size, image, seed, spread, merge=True, hazards=("tyre|tire",)):
+    g = torch.Generator().manual_seed(seed)
+    vocabulary = Vocabulary.cityscapes().with_hazards(list(hazards))
+    rows = torch.randn(sum(map(len, vocabulary.concept_groups)), 16, generator=g)
+    classifier = prepare_classifier(
+        vocabulary,
+        torch.nn.functional.normalize(rows, dim=-1).numpy(),
+        classifier="in_vocabulary",
+        merge_classes=merge,
+        void=torch.randn(16, generator=g),
+        in_logit_scale=2.0,
+        out_logit_scale=2.0,
+    )
+    masks = torch.randn(1, queries, *size, generator=g) * spread
+    proposals = MaskProposals(masks, torch.randn(1, queries, 16, generator=g), None, None, image, (4 * size[0], 4 * size[1]))
+    return proposals, classifier
+
+
+def without_native(monkeypatch_context, proposals, classifier):
+    with monkeypatch_context() as patch:
+        patch.setattr(native_scoring, "library", lambda: None)
+        return Scorer().score(proposals, classifier)[0]
+
+
+@compiled
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 70), st.integers(1, 40), st.integers(1, 70), st.integers(0, 31), st.integers(0, 31),
+    st.sampled_from([0.0, 1.0, 30.0]), st.booleans(), st.integers(1, 3), st.integers(0, 2**31),
+)  # fmt: skip
+def test_compiled_scoring_equals_the_tiles(queries, h, w, cut_bottom, cut_right, spread, merge, threads, seed):
+    image = (max(1, 4 * h - cut_bottom), max(1, 4 * w - cut_right))
+    proposals, classifier = make(queries, (h, w), image, seed, spread, merge)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ours = Scorer().score(proposals, classifier)[0]
+        theirs = without_native(pytest.MonkeyPatch.context, proposals, classifier)
+    finally:
+        torch.set_num_threads(before)
+    assert native_scoring.library() is not None
+    assert ours.labels.shape == theirs.labels.shape == image
+    assert (ours.anomaly - theirs.anomaly).abs().max() <= 1e-5 * max(1.0, float(theirs.anomaly.abs().max()))
+    # Two classes that float32 cannot tell apart may change places.
+    assert (ours.labels != theirs.labels).float().mean() <= max(1e-3, 1 / ours.labels.numel() if spread else 1.0)
+
+
+@compiled
+def test_a_nan_in_a_mask_is_not_hidden():
+    proposals, classifier = make(8, (8, 8), (32, 32), 0, 3.0)
+    proposals.mask_logits[0, 3, 4, 4] = float("nan")
+    assert Scorer().score(proposals, classifier)[0].anomaly.isnan().any()
+
+
+def test_without_a_compiler_the_tiles_serve_and_the_log_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(native_scoring.shutil, "which", lambda name: None)
+    native_scoring.library.cache_clear()
+    try:
+        with caplog.at_level("INFO"):
+            proposals, classifier = make(8, (8, 8), (32, 32), 0, 3.0)
+            maps = Scorer().score(proposals, classifier)[0]
+        assert np.isfinite(maps.anomaly.numpy()).all() and "no C compiler here" in caplog.text
+    finally:
+        native_scoring.library.cache_clear()
+
+
+def test_it_can_be_switched_off(monkeypatch):
+    monkeypatch.setenv(native_scoring.OFF, "0")
+    native_scoring.library.cache_clear()
+    assert native_scoring.library() is None
+    native_scoring.library.cache_clear()

@@ -1,0 +1,144 @@
+"""`score_maps.c`, compiled by this machine's C compiler when first needed, or nothing where there is none.
+
+Five times as fast as the tiles of torch operations in `scoring.py`, which compute the same and serve wherever this cannot.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+_SOURCE = Path(__file__).with_name("score_maps.c")
+_FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+_BLOCK = 8  # BLOCK in score_maps.c
+OFF = "VL4AD_NATIVE"
+"""Set to 0 in the environment, it keeps this module from compiling or running anything."""
+
+
+@functools.lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The compiled library; None, with the reason in the log, where it cannot be had."""
+    if os.environ.get(OFF) == "0":
+        return None
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        log.info("scoring runs in PyTorch: no C compiler here (apt install gcc makes it about five times as fast)")
+        return None
+    from vl4ad_model.engines.cache import EngineCache, EngineKey, code_digest
+
+    try:
+        version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30).stdout.splitlines()[0]
+        key = EngineKey(
+            weights=hashlib.sha256(_SOURCE.read_bytes()).hexdigest(),
+            code=code_digest(),
+            engine="scoring",
+            library=f"{version} {' '.join(_FLAGS)}",
+            target=_processor(),
+            height=0,
+            width=0,
+            batch=0,
+            precision="fp32",
+            pooled=False,
+        )
+        content, _ = EngineCache().get_or_build(key, "native", ".so", lambda: _compile(compiler))
+        # Loaded from a file of its own: what was checked is what runs, and the cache may be cleaned meanwhile.
+        with tempfile.TemporaryDirectory(prefix="vl4ad-") as folder:
+            path = Path(folder) / "score_maps.so"
+            path.write_bytes(content)
+            loaded = ctypes.CDLL(str(path))
+        loaded.vl4ad_score.restype = ctypes.c_int
+        pointer, number = ctypes.c_void_p, ctypes.c_int
+        loaded.vl4ad_score.argtypes = [pointer, number, number, number, pointer, *[number] * 7, pointer, pointer]
+        return loaded
+    except (OSError, subprocess.SubprocessError, IndexError, AttributeError) as error:
+        log.warning("scoring runs in PyTorch: %s could not compile it (%s)", compiler, str(error).splitlines()[0])
+        return None
+
+
+def score(
+    masks: Tensor, labels_rows: Tensor, anomaly_rows: Tensor | None, known_count: int, output_size: tuple[int, int]
+) -> tuple[Tensor, Tensor] | None:
+    """Label and anomaly map, or None where this library does not apply.
+
+    Args:
+        masks: (N, h, w) mask logits at a quarter of the padded size.
+        labels_rows: (C, N) class probabilities of the queries for the labels, C <= 255.
+        anomaly_rows: (G, N) of the known classes for the anomaly score; None = the first `known_count` of `labels_rows`.
+        output_size: (height, width), at most (4 h, 4 w).
+
+    Returns:
+        labels (height, width) uint8 and anomaly (height, width) float32.
+    """
+    import torch
+
+    if masks.device.type != "cpu" or masks.dtype != torch.float32:
+        return None
+    loaded = library()
+    if loaded is None:
+        return None
+    count, h, w = masks.shape
+    height, width = output_size
+    classes = labels_rows.shape[0]
+    combined = labels_rows if anomaly_rows is None else torch.cat((labels_rows, anomaly_rows))
+    rows = -(-combined.shape[0] // _BLOCK) * _BLOCK
+    matrix = torch.zeros((count, rows), dtype=torch.float32)
+    matrix[:, : combined.shape[0]] = combined.T
+    first, last = (0, known_count) if anomaly_rows is None else (classes, combined.shape[0])
+    masks = masks.contiguous()
+    labels = torch.empty((height, width), dtype=torch.uint8)
+    anomaly = torch.empty((height, width), dtype=torch.float32)
+
+    def band(top: int, bottom: int) -> int:
+        return loaded.vl4ad_score(
+            masks.data_ptr(), count, h, w, matrix.data_ptr(), rows, classes, first, last, width, top, bottom,
+            labels.data_ptr(), anomaly.data_ptr(),
+        )  # fmt: skip
+
+    threads = max(1, min(torch.get_num_threads(), height // 32))
+    if threads == 1:
+        failed = band(0, height)
+    else:
+        edges = [height * i // threads for i in range(threads + 1)]
+        failed = any(_pool(threads).map(band, edges[:-1], edges[1:]))
+    return None if failed else (labels, anomaly)
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
+    return concurrent.futures.ThreadPoolExecutor(threads, thread_name_prefix="scoring")
+
+
+def _compile(compiler: str) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="vl4ad-") as folder:
+        target = Path(folder) / "score_maps.so"
+        done = subprocess.run([compiler, *_FLAGS, "-o", str(target), str(_SOURCE)], capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            raise OSError(next(iter(done.stderr.splitlines()), "no message"))
+        return target.read_bytes()
+
+
+def _processor() -> str:
+    """Model and instruction sets of this CPU: a library compiled for it may not run on another."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        import platform
+
+        return platform.processor() or platform.machine()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    text = "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -59,7 +59,7 @@ def test_a_seed_gives_one_frame():
 
 def test_labels_are_known_classes_and_numbered_hazards():
     seen_classes = np.zeros(256, bool)
-    for seed in range(60, 70):
+    for seed in range(60, 66):
         rgb, labels, info = make_frame(Recipe(**SMALL, split="seen"), seed)
         assert rgb.shape == (96, 160, 3)
         assert rgb.dtype == labels.dtype == np.uint8
@@ -89,7 +89,7 @@ def test_the_label_of_a_hazard_is_where_the_hazard_is_drawn():
 
 
 def test_quiet_frames_have_nothing_unusual(pictures):
-    for seed in range(5):
+    for seed in range(3):
         _, labels, info = make_frame(Recipe(**SMALL, split="quiet", cutouts=str(pictures)), seed)
         assert info["hazards"] == {}
         assert labels.max() < KNOWN
@@ -97,10 +97,10 @@ def test_quiet_frames_have_nothing_unusual(pictures):
 
 def test_training_never_sees_what_is_held_out(pictures):
     wanted = [name for name in names_of(pictures) if not is_held_out(name)]
-    names = {name for seed in range(25) for name, _ in make_world(seed, split="train", cutout_names=wanted).hazards.values()}
-    assert len(names) > 12
+    names = {name for seed in range(16) for name, _ in make_world(seed, split="train", cutout_names=wanted).hazards.values()}
+    assert len(names) > 8
     assert names <= {*SEEN, "cow", "bucket"}
-    for split, seeds, allowed in (("train", range(4), "seen"), ("held_out", range(2), "held_out")):
+    for split, seeds, allowed in (("train", range(2), "seen"), ("held_out", range(2), "held_out")):
         for seed in seeds:
             _, _, info = make_frame(Recipe(**SMALL, split=split, cutouts=str(pictures)), seed)
             assert {hazard["split"] for hazard in info["hazards"].values()} <= {allowed}

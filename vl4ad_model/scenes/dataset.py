@@ -155,7 +155,10 @@ def missing(recipe: Recipe, seeds: range, folder: Path) -> list[int]:
     """
     note, mine = folder / "recipe.json", {**json.loads(json.dumps(asdict(recipe))), "cutouts": recipe.cutouts is not None}
     if note.is_file():
-        theirs = json.loads(note.read_text())
+        try:
+            theirs = dict(json.loads(note.read_text()))
+        except ValueError:
+            raise SceneError(f"{note} is damaged: remove it, or name another folder") from None
         differing = [key for key in mine if mine[key] != theirs.get(key)]
         if differing:
             key = differing[0]

@@ -46,7 +46,17 @@ EXTRAS = {
     "train": ["scipy>=1.11"],  # Hungarian matching
     "scenes": ["moderngl>=5.10", "rosbags>=0.10.6"],  # rendering training scenes and bags
     "ray": ["ray>=2.9"],  # evaluation over many bags on many machines
-    "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML"],
+    "dev": [
+        "pytest",
+        "pytest-timeout",
+        "pytest-xdist",
+        "hypothesis",
+        "ruff",
+        "mypy",
+        "types-PyYAML",
+        "colcon-common-extensions",
+        "wheel",
+    ],
 }
 
 
@@ -84,7 +94,7 @@ setup(
     install_requires=["setuptools", "numpy>=1.26", "PyYAML>=6"],
     extras_require={
         **EXTRAS,
-        "test": sorted({*EXTRAS["dev"], *MODEL, *EVALUATION, *EXTRAS["images"], *EXTRAS["train"]}),
+        "test": sorted({*EXTRAS["dev"], *EXTRAS["packaging"], *MODEL, *EVALUATION, *EXTRAS["images"], *EXTRAS["train"]}),
     },
     entry_points={
         "console_scripts": [

@@ -1,0 +1,206 @@
+"""The package as pip, colcon and the ros2 commands find it, and a parameters file that agrees with the node."""
+
+import importlib.util
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = ("vl4ad_model", "vl4ad_ros", "launch", "config", "scripts", "resource")
+FILES = ("setup.py", "setup.cfg", "pyproject.toml", "package.xml", "README.md")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A copy of what is installed, so that no build folder appears in the tree."""
+    folder = tmp_path_factory.mktemp("source") / "vl4ad_ros"
+    for name in SHIPPED:
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in FILES:
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def run(*command, cwd, timeout=240, **environment):
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(scope="module")
+def prefix(source, tmp_path_factory):
+    """Where `pip install .` put it."""
+    prefix = tmp_path_factory.mktemp("prefix")
+    options = ("--no-deps", "--no-build-isolation", "--ignore-installed", "--quiet", "--disable-pip-version-check")
+    status, said = run(sys.executable, "-m", "pip", "install", *options, "--prefix", prefix, ".", cwd=source)
+    assert status == 0, said
+    return prefix
+
+
+def site_packages(prefix):
+    return next(prefix.glob("lib/python3*/site-packages"))
+
+
+def test_package_xml_names_a_valid_ament_python_package():
+    package = ElementTree.parse(ROOT / "package.xml").getroot()
+    assert package.attrib["format"] == "3" and package.findtext("name") == "vl4ad_ros"
+    assert package.findtext("export/build_type") == "ament_python"
+    parser = pytest.importorskip("catkin_pkg.package", reason="catkin_pkg (comes with colcon) is not installed")
+    warnings = []
+    parsed = parser.parse_package(str(ROOT / "package.xml"), warnings=warnings)
+    parsed.validate()
+    assert not warnings and parsed.get_build_type() == "ament_python"
+
+
+def test_pip_puts_everything_where_ros2_looks(prefix):
+    share = prefix / "share/vl4ad_ros"
+    assert (prefix / "share/ament_index/resource_index/packages/vl4ad_ros").is_file()
+    for name in ("package.xml", "launch/detector.launch.py", "launch/replay.launch.py", "config/detector.yaml"):
+        assert (share / name).is_file(), name
+    for name in ("config/fastdds_large_images.xml", "config/detector.rviz", "config/foxglove_layout.json"):
+        assert (share / name).is_file(), name
+    assert (share / "config/vocabularies/cityscapes.yaml").is_file()
+    for name in ("detector", "replay_evaluation"):
+        assert (prefix / "lib/vl4ad_ros" / name).stat().st_mode & stat.S_IXUSR
+        assert (prefix / "bin" / name).is_file()
+
+
+def test_the_installed_executable_runs_the_installed_node(prefix, tmp_path):
+    pytest.importorskip("rclpy")
+    path = os.pathsep.join([str(site_packages(prefix)), os.environ.get("PYTHONPATH", "")])
+    status, said = run(
+        sys.executable, prefix / "lib/vl4ad_ros/detector", "--ros-args", "-p", "classifier:=best", cwd=tmp_path, PYTHONPATH=path
+    )
+    assert status == 2 and "classifier 'best' is unknown" in said and "Traceback" not in said, said
+
+
+@pytest.mark.slow
+def test_colcon_sees_builds_and_installs_it(source, tmp_path):
+    colcon = shutil.which("colcon") or Path(sys.executable).with_name("colcon")
+    if not Path(colcon).exists():
+        pytest.skip("colcon is not installed (PyPI: colcon-common-extensions)")
+    workspace = tmp_path / "workspace"
+    shutil.copytree(source, workspace / "src/vl4ad_ros", ignore=shutil.ignore_patterns("build", "*.egg-info"))
+    status, said = run(colcon, "list", "--base-paths", "src", cwd=workspace)
+    assert status == 0 and "(ros.ament_python)" in said, said
+    status, said = run(colcon, "build", "--base-paths", "src", "--executor", "sequential", cwd=workspace)
+    assert status == 0, said
+    installed = workspace / "install/vl4ad_ros"
+    assert (installed / "share/ament_index/resource_index/packages/vl4ad_ros").is_file()
+    assert (installed / "share/vl4ad_ros/launch/detector.launch.py").is_file()
+    assert (installed / "lib/vl4ad_ros/detector").stat().st_mode & stat.S_IXUSR
+
+
+# --- parameters file and layouts --------------------------------------------------------------------------------------------
+
+
+def test_the_parameters_file_has_every_parameter_with_its_default():
+    from vl4ad_ros.parameters import SPECS, settings_from
+
+    values = yaml.safe_load((ROOT / "config/detector.yaml").read_text())["/**"]["ros__parameters"]
+    assert list(values) == [spec.name for spec in SPECS]
+    assert settings_from(values) == settings_from({})
+
+
+def test_the_parameters_file_explains_every_parameter():
+    lines = (ROOT / "config/detector.yaml").read_text().splitlines()
+    for index, line in enumerate(lines):
+        if line.startswith("    ") and not line.strip().startswith("#") and ":" in line:
+            assert lines[index - 1].strip().startswith("#"), line
+
+
+def test_the_layouts_show_topics_that_the_node_has():
+    from vl4ad_ros.parameters import SPECS
+
+    outputs = {"segmentation", "anomaly_score", "anomaly_mask", "overlay"}
+    for name in ("detector.rviz", "foxglove_layout.json"):
+        text = (ROOT / "config" / name).read_text()
+        shown = {part.split('"')[0].split()[0].rstrip(",") for part in text.split("/vl4ad_detector/")[1:]}
+        assert shown and shown <= outputs | {spec.name for spec in SPECS}, shown
+        yaml.safe_load(text)
+
+
+def test_the_launch_files_say_what_each_argument_does():
+    pytest.importorskip("launch_ros", reason="launch_ros is not installed (it is not on PyPI)")
+    for name in ("detector", "replay"):
+        spec = importlib.util.spec_from_file_location(name, ROOT / f"launch/{name}.launch.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        declared = [each for each in module.generate_launch_description().entities if hasattr(each, "default_value")]
+        assert {each.name for each in declared} == set(module.ARGUMENTS) and all(each.description for each in declared)
+
+
+# --- the real ros2 commands -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.launch
+@pytest.mark.slow
+def test_ros2_launch_and_ros2_param_work_for_real(prefix, tmp_path):
+    pytest.importorskip("launch_ros", reason="launch_ros is not installed (it is not on PyPI)")
+    ros2 = shutil.which("ros2")
+    if ros2 is None:
+        pytest.skip("the ros2 command is not installed (it is not on PyPI)")
+    from ros_fixtures import new_domain
+
+    environment = {
+        "ROS_DOMAIN_ID": str(new_domain()),
+        "AMENT_PREFIX_PATH": os.pathsep.join([str(prefix), os.environ.get("AMENT_PREFIX_PATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(site_packages(prefix)), os.environ.get("PYTHONPATH", "")]),
+    }
+    assert run(ros2, "pkg", "prefix", "vl4ad_ros", cwd=tmp_path, **environment)[1].strip() == str(prefix)
+    log = tmp_path / "launch.log"
+    with open(log, "wb") as stream:
+        launched = subprocess.Popen(
+            [ros2, "launch", "vl4ad_ros", "detector.launch.py", "engine:=torch", "image:=/front/image"],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while "is active, listening to /front/image" not in log.read_text():
+            assert launched.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+
+        def param(verb, *words):
+            node = ("/vl4ad_detector", *words, "--no-daemon", "--spin-time", "3")
+            return run(ros2, "param", verb, *node, cwd=tmp_path, **environment)[1]
+
+        for given, expected in (("['tyre|tire','sofa']", "['tyre|tire', 'sofa']"), ("lost cargo", "['lost cargo']"), ("[]", "[]")):
+            assert "successful" in param("set", "hazard_prompts", given)
+            assert expected in param("get", "hazard_prompts")
+        refused = param("set", "hazard_prompts", "['car']")
+        assert "failed" in refused and "already belongs to class 'car'" in refused
+        param("set", "hazard_prompts", "['tyre|tire','sofa']")
+        param("set", "anomaly_threshold", "0.25")
+        (tmp_path / "saved.yaml").write_text(param("dump"))
+        param("set", "hazard_prompts", "[]")
+        param("set", "anomaly_threshold", "1")
+        param("load", "saved.yaml")
+        assert "['tyre|tire', 'sofa']" in param("get", "hazard_prompts") and "0.25" in param("get", "anomaly_threshold")
+    finally:
+        os.killpg(launched.pid, signal.SIGINT)
+        try:
+            launched.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(launched.pid, signal.SIGKILL)
+            launched.wait()
+    assert launched.returncode == 0 and "Traceback" not in log.read_text(), log.read_text()

@@ -11,7 +11,7 @@ else
 VENV_FLAGS :=
 EXTRAS := model,ros,images,evaluation,onnx,openvino,train
 endif
-TEST_EXTRAS := dev,scenes,tensorrt
+TEST_EXTRAS := dev,packaging,scenes,tensorrt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: help setup setup-test demo run test test-fast lint format clean

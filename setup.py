@@ -42,21 +42,15 @@ EXTRAS = {
     "evaluation": EVALUATION,
     "onnx": ["onnx>=1.16", "onnxruntime>=1.18"],
     "openvino": ["onnx>=1.16", "openvino>=2024.4"],  # the fastest CPU engine
-    "tensorrt": ["onnx>=1.16", "tensorrt-rtx-cu13>=1.2"],  # builds engines without a GPU; or the tensorrt package of JetPack and data-centre GPUs
+    "tensorrt": [
+        "onnx>=1.16",
+        "tensorrt-rtx-cu13>=1.2",
+    ],  # builds engines without a GPU; or the tensorrt package of JetPack and data-centre GPUs
     "train": ["scipy>=1.11"],  # Hungarian matching
     "scenes": ["moderngl>=5.10", "rosbags>=0.10.6"],  # rendering training scenes and bags
     "ray": ["ray>=2.9"],  # evaluation over many bags on many machines
-    "dev": [
-        "pytest",
-        "pytest-timeout",
-        "pytest-xdist",
-        "hypothesis",
-        "ruff",
-        "mypy",
-        "types-PyYAML",
-        "colcon-common-extensions",
-        "wheel",
-    ],
+    "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML"],
+    "packaging": ["colcon-common-extensions", "wheel"],  # does colcon see, build and install the package?
 }
 
 

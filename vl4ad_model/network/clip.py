@@ -110,7 +110,7 @@ class FrozenClip(nn.Module):
             x, maps = trunk.stem(images), []
             for stage in trunk.stages:
                 x = stage(x)
-                maps.append(x)
+                maps.append(x.contiguous())  # timm leaves them channels-last, which bends the last bits of all that follows
             return ClipFeatures(tuple(maps), trunk.norm_pre(x))
         dense, maps = trunk.forward_intermediates(images, indices=self._feature_indices)
         return ClipFeatures(tuple(maps), dense)

@@ -62,24 +62,24 @@ class MultiScaleDeformableAttention(nn.Module):
         offsets = self.sampling_offsets(query).view(batch, length, heads, levels, count, 2)
         weights = self.attention_weights(query).view(batch, length, heads, levels * count).softmax(-1)
         weights = weights.view(batch, length, heads, levels, count)
-        centres = (2 * points - 1).view(1, length, 1, 1, 2)
+        centres = points.view(1, length, 1, 1, 2)
 
-        result = None
+        # Every rounding below happens in Deformable DETR's order, one sum over all points included: what follows thresholds masks at
+        # zero, and a last bit that differs here flips pixels there.
+        parts = []
         start = 0
         for level, (height, width) in enumerate(sizes):
             area = height * width
             level_map = values[:, :, start : start + area].reshape(batch * heads, depth, height, width)
             start += area
-            # grid_sample wants [-1, 1]: 2 * (centre + offset / size) - 1
-            scale = offsets.new_tensor((2.0 / width, 2.0 / height))
-            grid = centres + offsets[:, :, :, level] * scale  # (B, L, heads, points, 2)
+            places = centres + offsets[:, :, :, level] / offsets.new_tensor((width, height))  # (B, L, heads, points, 2)
+            grid = 2 * places - 1  # as grid_sample counts
             grid = grid.transpose(1, 2).reshape(batch * heads, length, count, 2)
             sampled = F.grid_sample(level_map, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
             weight = weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, length, count)
-            part = (sampled * weight).sum(-1)  # (B * heads, depth, L)
-            result = part if result is None else result + part
-        assert result is not None
-        return self.output_proj(result.view(batch, self.channels, length).transpose(1, 2))
+            parts.append(sampled * weight)  # (B * heads, depth, L, points)
+        total = torch.cat(parts, dim=-1).sum(-1)
+        return self.output_proj(total.view(batch, self.channels, length).transpose(1, 2).contiguous())
 
 
 class DeformableEncoderLayer(nn.Module):

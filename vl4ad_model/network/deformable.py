@@ -64,8 +64,8 @@ class MultiScaleDeformableAttention(nn.Module):
         weights = weights.view(batch, length, heads, levels, count)
         centres = points.view(1, length, 1, 1, 2)
 
-        # Every rounding below happens in Deformable DETR's order, one sum over all points included: what follows thresholds masks at
-        # zero, and a last bit that differs here flips pixels there.
+        # Every rounding below happens in Deformable DETR's order, one sum over all points included: what follows thresholds
+        # masks at zero, and a last bit that differs here flips pixels there.
         parts = []
         start = 0
         for level, (height, width) in enumerate(sizes):

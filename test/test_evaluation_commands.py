@@ -236,7 +236,7 @@ def run_in_background(tmp_path, *arguments):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interrupted_run_leaves_no_result_and_goes_on_where_it_stopped(tmp_path, capfd, workers):
-    frames = [(np.tile(scores, (12, 12)), np.tile(labels, (12, 12))) for scores, labels in small_frames(30)]
+    frames = [(np.tile(scores, (9, 9)), np.tile(labels, (9, 9))) for scores, labels in small_frames(30)]
     scores, labels = write_folders(tmp_path, frames)
     result = tmp_path / "r.json"
     command = ("evaluate", "scores", "--scores", scores, "--labels", labels, "--json", result)

@@ -10,6 +10,7 @@ from vl4ad_model.errors import EvaluationError
 from vl4ad_model.evaluation.bags import open_bag
 from vl4ad_model.evaluation.folders import FolderSource, dataset_folders
 from vl4ad_model.evaluation.label_files import interpret, read_label_values
+from vl4ad_model.evaluation.options import image_sources
 from vl4ad_model.evaluation.score_files import read_scores
 from vl4ad_model.evaluation.sources import FrameFailure
 
@@ -73,6 +74,14 @@ def test_rendered_frames_give_classes_and_hazards(tmp_path):
     frame = frames_of(FolderSource(*_image_and_label(tmp_path)))[0]
     assert ((frame.labels.anomaly == 1) == (raw >= 100) & (raw < 255)).all()
     assert (frame.labels.classes[raw == 13] == 13).all() and (frame.labels.classes[raw != 13] == 255).all()
+
+
+def test_a_folder_of_data_sets_is_all_of_them(tmp_path):
+    for name in ("quiet", "seen"):
+        save(tmp_path / name / "images/a.png", picture())
+        save(tmp_path / name / "labels/a.png", LABELS)
+    sources = image_sources([tmp_path], None, "auto", 19)
+    assert [frame.name for source in sources for frame in frames_of(source)] == ["quiet/a", "seen/a"]
 
 
 def test_labels_beside_images_are_told_apart_by_their_ending(tmp_path):

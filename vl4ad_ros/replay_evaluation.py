@@ -25,6 +25,7 @@ import numpy as np
 from vl4ad_model.errors import EvaluationError, Vl4adError
 from vl4ad_model.evaluation import bags, commands, runner
 from vl4ad_model.evaluation.frame_counts import METRICS
+from vl4ad_model.evaluation.options import class_names
 from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure
 
 SCORE, LABELS = "anomaly_score", "segmentation"
@@ -267,7 +268,7 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
 
 
 def _class_names(vocabulary_file: str) -> tuple[str, ...]:
-    return commands.class_names(runner.ModelSettings(vocabulary=vocabulary_file or None))
+    return class_names(runner.ModelSettings(vocabulary=vocabulary_file or None))
 
 
 def _model_settings(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from vl4ad_model.errors import EvaluationError, MissingDependencyError, Vl4adError
 from vl4ad_model.evaluation import label_files
+from vl4ad_model.evaluation.bag_messages import decode_image, decode_labels, decode_scores, first_line
 from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
@@ -243,7 +242,7 @@ def _reader(path: Path) -> Any:
         reader = AnyReader([path], default_typestore=get_typestore(Stores.LATEST))
         reader.open()
     except Exception as error:  # damage shows itself in many ways: structs, YAML, SQL, decompressors
-        raise EvaluationError(f"{path} cannot be read as a rosbag2 recording: {_first_line(error)}") from None
+        raise EvaluationError(f"{path} cannot be read as a rosbag2 recording: {first_line(error)}") from None
     while len(_readers) >= 4:
         _readers.pop(next(iter(_readers))).close()
     _readers[key] = reader
@@ -274,17 +273,13 @@ def _check_bag(path: Path) -> None:
                 )
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error) or repr(error)).strip().splitlines()[0][:200]
-
-
 def _raw(path: Path, topics: Sequence[str], start: int | None = None, stop: int | None = None) -> Iterator[tuple[Any, int, bytes]]:
     reader = _reader(path)
     connections = [connection for connection in reader.connections if connection.topic in topics]
     try:
         yield from reader.messages(connections, start=start, stop=stop)
     except Exception as error:
-        raise EvaluationError(f"{path} is damaged: {_first_line(error)}") from None
+        raise EvaluationError(f"{path} is damaged: {first_line(error)}") from None
 
 
 def _stamp(raw: bytes) -> int:
@@ -361,71 +356,3 @@ def raw_messages(path: Path, wanted: Sequence[Sequence[tuple[str, int, int]]]) -
             if key in needed and key not in held:
                 held[key] = message[2]
         yield {topic: (kinds[topic], held.pop((topic, stamp))) for topic, stamp in keys}
-
-
-def decode_image(message: Any) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an Image or CompressedImage.
-
-    Raises:
-        ImageError: the message holds no image that can be read.
-    """
-    from vl4ad_model import image_encoding
-
-    if hasattr(message, "format"):
-        return image_encoding.decode_compressed(message.data, message.format)
-    return image_encoding.decode_raw(
-        message.data,
-        height=message.height,
-        width=message.width,
-        encoding=message.encoding,
-        step=message.step,
-        is_bigendian=bool(message.is_bigendian),
-    )
-
-
-def decode_labels(message: Any) -> np.ndarray:
-    """(H, W) uint8 exactly as recorded: mono8 or 8UC1, or a losslessly compressed grey image.
-
-    Raises:
-        EvaluationError: anything else.
-    """
-    if hasattr(message, "format"):
-        if "jpeg" in message.format.lower() or "jpg" in message.format.lower():
-            raise EvaluationError(f"labels are compressed as '{message.format}': JPEG changes label values, record PNG or mono8")
-        from PIL import Image
-
-        try:
-            with Image.open(io.BytesIO(memoryview(message.data))) as image:
-                if image.mode not in ("L", "P"):
-                    raise EvaluationError(f"labels must be one 8-bit channel, this image has mode {image.mode}")
-                return np.asarray(image).astype(np.uint8)
-        except EvaluationError:
-            raise
-        except Exception as error:
-            raise EvaluationError(f"compressed labels are damaged ({_first_line(error)})") from None
-    return _plain(message, ("mono8", "8UC1", "8UC"), np.dtype(np.uint8), "labels")
-
-
-def decode_scores(message: Any) -> np.ndarray:
-    """(H, W) float32 of a 32FC1 Image.
-
-    Raises:
-        EvaluationError: anything else.
-    """
-    if hasattr(message, "format"):
-        raise EvaluationError("scores are compressed: record the 32FC1 image")
-    order = ">" if message.is_bigendian else "<"
-    return _plain(message, ("32FC1",), np.dtype(order + "f4"), "scores").astype(np.float32, copy=False)
-
-
-def _plain(message: Any, encodings: Sequence[str], dtype: np.dtype, what: str) -> np.ndarray:
-    if message.encoding not in encodings:
-        raise EvaluationError(f"{what} have encoding '{message.encoding}', {' or '.join(encodings[:2])} is needed")
-    row = message.width * dtype.itemsize
-    step = message.step or row
-    data = np.frombuffer(message.data, np.uint8)
-    if message.height <= 0 or message.width <= 0 or step < row or data.size < step * (message.height - 1) + row:
-        raise EvaluationError(
-            f"{what} are cut off: {data.size} bytes for {message.width}x{message.height} {message.encoding}, step {message.step}"
-        )
-    return np.ndarray((message.height, message.width), dtype, buffer=data, strides=(step, dtype.itemsize))

@@ -138,6 +138,14 @@ def dataset_folders(root: Path) -> tuple[Path, Path | None]:
     return root, None
 
 
+def expand(folder: Path) -> list[Path]:
+    """The folder, or its sub-folders where those are data sets and it is none."""
+    folder = Path(folder)
+    if not folder.is_dir() or (folder / "images").is_dir() or any(folder.glob("*.labels")):
+        return [folder]
+    return [inner for inner in sorted(folder.iterdir()) if (inner / "images").is_dir()] or [folder]
+
+
 def find_labels(folder: Path) -> dict[str, Path]:
     """Label PNGs below a folder by frame name; coloured previews and the images of RoadAnomaly are no labels."""
     inside = sorted(Path(folder).glob("*.labels/labels_semantic.png"))

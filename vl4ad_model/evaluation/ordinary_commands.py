@@ -2,172 +2,167 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated
 
-import numpy as np
+import typer
 
-from vl4ad_model.errors import EvaluationError, ImageError, Vl4adError
-from vl4ad_model.evaluation import calibration, prompt_check
-from vl4ad_model.evaluation.calibration import Calibration, FrameTail
-from vl4ad_model.evaluation.prompt_check import PromptFrame
-from vl4ad_model.evaluation.runner import Mapper, ModelSettings, Progress, segmenter_for
-from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure, Source
+from vl4ad_model.errors import EvaluationError
+from vl4ad_model.evaluation.options import (
+    Classifier,
+    Device,
+    Engine,
+    Hazards,
+    ImageTopic,
+    JsonFile,
+    Merge,
+    Model,
+    Offline,
+    Precision,
+    VocabularyFile,
+    Workers,
+    bag_sources,
+    class_names,
+    image_sources,
+    model_settings,
+)
+from vl4ad_model.evaluation.outputs import check_writable, write_json
+from vl4ad_model.evaluation.progress import ConsoleProgress
+from vl4ad_model.evaluation.runner import mapper
+from vl4ad_model.evaluation.sources import Source
 
-MIN_ORDINARY_PIXELS = 1000
+prompts_app = typer.Typer(no_args_is_help=True)
+
+OrdinaryBags = Annotated[list[Path] | None, typer.Option("--bag", help="rosbag2 recording of ordinary driving; repeat for more.")]
+OrdinaryImages = Annotated[
+    list[Path] | None, typer.Option("--images", help="Folder of images of ordinary driving; repeat for more.")
+]
+Every = Annotated[float, typer.Option(min=0, help="Of bags, keep one frame in so many seconds; of folders, each n-th.")]
 
 
-class OrdinaryTask(NamedTuple):
-    """Some frames to look at.
+def ordinary_sources(
+    bags: list[Path] | None, images: list[Path] | None, image_topic: str | None, every: float, class_count: int
+) -> list[Source]:
+    """Sources of ordinary driving. Labels are used where a folder holds them: frames with anomalies are then left out."""
+    if not bags and not images:
+        raise EvaluationError("say --bag BAG or --images FOLDER: recordings of ordinary driving, without anomalies")
+    sources: list[Source] = []
+    if images:
+        if every != int(every):
+            raise EvaluationError(f"--every {every:g}: of folders each n-th image is kept, a whole number is needed")
+        sources += image_sources(images, None, "auto", class_count, max(1, int(every)))
+    if bags:
+        sources += bag_sources(bags, image_topic=image_topic, need_labels=False, every=every, class_count=class_count)
+    return sources
 
-    Attributes:
-        alarm: for calibration (kind, alarm_pixels); None = the prompts are checked.
-        prompts: for the check.
-        threshold: for the check.
+
+def calibrate(
+    bag: OrdinaryBags = None,
+    images: OrdinaryImages = None,
+    rate: Annotated[float, typer.Option(help="The false-alarm rate that is wanted, 0 to 1.")] = 0.01,
+    per: Annotated[str, typer.Option(help="pixel: share of pixels; frame: share of frames that alarm.")] = "pixel",
+    alarm_pixels: Annotated[int, typer.Option(min=1, help="A frame alarms with so many pixels above the threshold.")] = 50,
+    out: Annotated[Path, typer.Option(help="ROS 2 parameters file for the node.")] = Path("calibrated.yaml"),
+    node: Annotated[str, typer.Option(help="The node's full name.")] = "/vl4ad_detector",
+    image_topic: ImageTopic = None,
+    every: Every = 0.0,
+    hazard: Hazards = None,
+    model: Model = "tiny",
+    vocabulary: VocabularyFile = None,
+    classifier: Classifier = None,
+    merge: Merge = True,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    offline: Offline = False,
+    workers: Workers = 1,
+    json_file: JsonFile = None,
+) -> None:
+    """The anomaly threshold for a wanted false-alarm rate, from ordinary driving without anomalies.
+
+    The guarantee holds for any number of frames and any scores, if the frames are exchangeable with those of later driving: take
+    them seconds apart (--every), from many drives.
     """
+    from vl4ad_model.evaluation.ordinary import calibrate_threshold, parameters_yaml, write_parameters
 
-    source: Source
-    entries: tuple[Entry, ...]
-    model: ModelSettings
-    alarm: tuple[str, int] | None
-    prompts: tuple[str, ...]
-    threshold: float
+    settings = model_settings(model, hazard, vocabulary, classifier, merge, engine, device, precision, offline, workers)
+    names = class_names(settings)
+    for path in (out, json_file):
+        if path is not None:
+            check_writable(path, folder=False)
+    sources = ordinary_sources(bag, images, image_topic, every, len(names))
+    with ConsoleProgress() as progress, mapper(workers) as map_tasks:
+        result = calibrate_threshold(sources, settings, map_tasks, progress, rate=rate, kind=per, alarm_pixels=alarm_pixels)
+    write_parameters(out, parameters_yaml(result, settings, per, alarm_pixels, node))
+    print(f"anomaly_threshold {result.threshold:.6g}: at most {rate:g} per {per}, from {result.frames} frames; wrote {out}")
+    if per == "frame":
+        print(f"with 95 % confidence the true rate is below {result.upper_bound:.4g}")
+    if json_file:
+        from vl4ad_model.evaluation.results import plain
 
-
-def look(task: OrdinaryTask) -> list[FrameTail | tuple[PromptFrame, ...] | FrameFailure]:
-    """One result per frame; a frame that shows a labelled anomaly is no ordinary driving and fails."""
-    segmenter = segmenter_for(task.model)
-    vocabularies = [segmenter.vocabulary.with_hazards([])]
-    vocabularies += [vocabularies[0].with_hazards([prompt]) for prompt in task.prompts]
-    results: list[FrameTail | tuple[PromptFrame, ...] | FrameFailure] = []
-    for entry, frame in zip(task.entries, task.source.frames(task.entries), strict=True):
-        try:
-            rgb, counts = _ordinary(entry, frame)
-            if task.alarm is not None:
-                scores = segmenter.segment(rgb).anomaly
-                results.append(calibration.frame_tail(entry.name, scores, *task.alarm, counts))
-            else:
-                plain, *others = segmenter.segment_with(rgb, vocabularies)
-                results.append(tuple(prompt_check.compare(entry.name, plain, each, task.threshold, counts) for each in others))
-        except Vl4adError as error:
-            results.append(FrameFailure(entry.name, str(error)))
-    return results
+        described = [source.describe() for source in sources]
+        document = {**result._asdict(), "per": per, "alarm_pixels": alarm_pixels, "sources": described, "model": asdict(settings)}
+        write_json(json_file, plain(document))
 
 
-def _ordinary(entry: Entry, frame: Frame | FrameFailure) -> tuple[np.ndarray, np.ndarray | None]:
-    if isinstance(frame, FrameFailure):
-        raise EvaluationError(frame.reason)
-    if frame.rgb is None:
-        raise EvaluationError(f"{entry.name} has no image")
-    if frame.labels is None:
-        return frame.rgb, None
-    if (frame.labels.anomaly == 1).any():
-        raise EvaluationError(f"{entry.name} shows a labelled anomaly: it is no ordinary driving and is left out")
-    counts = frame.labels.anomaly != 255
-    if np.count_nonzero(counts) < MIN_ORDINARY_PIXELS:
-        raise EvaluationError(f"{entry.name}: almost everything is labelled ignore")
-    return frame.rgb, counts
+@prompts_app.callback()
+def _prompts() -> None:
+    """Check hazard prompts against ordinary driving."""
 
 
-def look_at_all(
-    sources: Sequence[Source],
-    model: ModelSettings,
-    map_tasks: Mapper,
-    progress: Progress,
-    *,
-    alarm: tuple[str, int] | None = None,
-    prompts: tuple[str, ...] = (),
-    threshold: float = 0.5,
-) -> Iterator[Any]:
-    """Results of all frames that can be used, in any order; the others are told to `progress`.
+@prompts_app.command("check")
+def prompts_check(
+    hazard: Hazards = None,
+    bag: OrdinaryBags = None,
+    images: OrdinaryImages = None,
+    threshold: Annotated[float, typer.Option(help="Of the anomaly mask, for the false alarms.")] = 0.5,
+    limit: Annotated[float, typer.Option(help="A prompt that takes more of ordinary pixels than this cries wolf.")] = 0.001,
+    image_topic: ImageTopic = None,
+    every: Every = 0.0,
+    model: Model = "tiny",
+    vocabulary: VocabularyFile = None,
+    classifier: Classifier = None,
+    merge: Merge = True,
+    engine: Engine = "auto",
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    offline: Offline = False,
+    workers: Workers = 1,
+    json_file: JsonFile = None,
+) -> None:
+    """What each hazard prompt would do where no such hazard is: pixels it takes, from which classes, in which frames."""
+    from rich.console import Console
+    from rich.table import Table
 
-    Raises:
-        EvaluationError: none can be used.
-    """
-    tasks = [OrdinaryTask(source, (entry,), model, alarm, prompts, threshold) for source in sources for entry in source.entries()]
-    progress.start("looking at ordinary driving", len(tasks), 0)
-    used, last = 0, ""
-    for results in map_tasks(look, tasks):
-        progress.advance(len(results))
-        for result in results:
-            if isinstance(result, FrameFailure):
-                last = str(result)
-                progress.failed(result)
-            else:
-                used += 1
-                yield result
-    if not used:
-        raise EvaluationError(f"no frame of ordinary driving could be used: {last or 'there is none'}")
+    from vl4ad_model.evaluation.ordinary import check_prompts
 
+    if not hazard:
+        raise EvaluationError("say --hazard WORDS, once for every prompt to check")
+    # Wrong words are found before a model is loaded; together, so that two prompts for one thing are found too.
+    names = class_names(model_settings(model, hazard, vocabulary, classifier, merge, engine, device, precision, offline))
+    settings = model_settings(model, None, vocabulary, classifier, merge, engine, device, precision, offline, workers)
+    if json_file:
+        check_writable(json_file, folder=False)
+    sources = ordinary_sources(bag, images, image_topic, every, len(names))
+    with ConsoleProgress() as progress, mapper(workers) as map_tasks:
+        document = check_prompts(sources, settings, hazard, names, map_tasks, progress, threshold=threshold, limit=limit)
+    document["sources"] = [source.describe() for source in sources]
+    columns = ("prompt", "takes", "from", "false alarms", "worst frame", "verdict")
+    table = Table(*columns, title=f"{document['frames']} frames of ordinary driving")
+    for row in document["prompts"]:
+        shares = [f"{name} {part['share_of_taken']:.0%}" for name, part in list(row["taken_from"].items())[:3]]
+        worst = row["worst_frames"][0] if row["worst_frames"] else None
+        table.add_row(
+            row["prompt"],
+            f"{row['share_taken']:.3%}",
+            ", ".join(shares) or "-",
+            f"{row['false_positive_rate_before']:.3%} -> {row['false_positive_rate_after']:.3%}",
+            f"{worst['frame']} ({worst['share_taken']:.1%})" if worst else "-",
+            "cries wolf" if row["cries_wolf"] else "quiet",
+        )
+    Console().print(table)
+    if json_file:
+        from vl4ad_model.evaluation.results import plain
 
-def calibrate_threshold(
-    sources: Sequence[Source],
-    model: ModelSettings,
-    map_tasks: Mapper,
-    progress: Progress,
-    *,
-    rate: float,
-    kind: str,
-    alarm_pixels: int,
-) -> Calibration:
-    """Calibrate on every frame of the sources."""
-    if kind not in calibration.KINDS:
-        raise EvaluationError(f"--per is {' or '.join(calibration.KINDS)}, not '{kind}'")
-    if not 0 < rate < 1:
-        raise EvaluationError(f"a rate of {rate} is not between 0 and 1")
-    tails = list(look_at_all(sources, model, map_tasks, progress, alarm=(kind, alarm_pixels)))
-    return calibration.calibrate(tails, rate, kind)
-
-
-def parameters_yaml(result: Calibration, model: ModelSettings, kind: str, alarm_pixels: int, node: str) -> str:
-    """A ROS 2 parameters file: the threshold, and what it was calibrated with, since it holds for nothing else."""
-    import yaml
-
-    what = (
-        "the mean share of pixels above it"
-        if kind == "pixel"
-        else f"the share of frames with {alarm_pixels} or more pixels above it"
-    )
-    parameters: dict[str, Any] = {"anomaly_threshold": result.threshold, "model": model.model, "merge_classes": model.merge_classes}
-    if model.hazards:  # an empty list cannot be written: the parameter file parser does not know its type
-        parameters["hazard_prompts"] = list(model.hazards)
-    if model.vocabulary:
-        parameters["vocabulary_file"] = str(Path(model.vocabulary).resolve())
-    if model.classifier:
-        parameters["classifier"] = model.classifier
-    head = [
-        f"# Calibrated on {result.frames} frames of ordinary driving: {what} is at most {result.rate:g}",
-        "# on new frames that are exchangeable with them (the same places, weather, camera and speed of change).",
-        f"# On those frames it is {result.measured:.6g}. The threshold holds for this model and these words only.",
-    ]
-    return "\n".join(head) + "\n" + yaml.safe_dump({node: {"ros__parameters": parameters}}, sort_keys=False, allow_unicode=True)
-
-
-def write_parameters(path: Path, text: str) -> None:
-    """Write the file whole or not at all."""
-    from vl4ad_model.image_files import write_bytes
-
-    try:
-        write_bytes(path, text.encode())
-    except ImageError as error:
-        raise EvaluationError(str(error)) from None
-
-
-def check_prompts(
-    sources: Sequence[Source],
-    model: ModelSettings,
-    prompts: Sequence[str],
-    class_names: Sequence[str],
-    map_tasks: Mapper,
-    progress: Progress,
-    *,
-    threshold: float,
-    limit: float,
-) -> dict[str, Any]:
-    """What every prompt does, as a JSON document."""
-    frames = list(look_at_all(sources, model, map_tasks, progress, prompts=tuple(prompts), threshold=threshold))
-    columns = zip(*frames, strict=True)
-    checked = [prompt_check.summarize(prompt, column, class_names, limit) for prompt, column in zip(prompts, columns, strict=True)]
-    return {"frames": len(frames), "threshold": threshold, "limit": limit, "prompts": checked, "model": asdict(model)}
+        write_json(json_file, plain(document))

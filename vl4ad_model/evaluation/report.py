@@ -155,6 +155,11 @@ def _header(title: str, runs: Sequence[ReportedRun]) -> str:
         f"{_share(document['pixels'])} of the pixels anomalous",
         f"{configuration.get('track', '?')} track",
     ]
+    live = document.get("live")
+    if live and len(runs) == 1:
+        latency = live["latency_ms"]
+        facts.append(f"live: {live['answered']} of {live['sent']} images answered at {live['throughput_hz']:.1f} Hz")
+        facts.append("latency " + ", ".join(f"{name} {value:.0f} ms" for name, value in latency.items()))
     names = "" if len(runs) > 1 else f'<p class="run">{html.escape(runs[0].name)}</p>'
     return f"<header><h1>{html.escape(title)}</h1>{names}<p>{html.escape(' · '.join(facts))}</p></header>"
 

@@ -1,0 +1,118 @@
+"""The options that evaluation commands share, and the sources and settings they stand for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vl4ad_model.errors import EvaluationError
+from vl4ad_model.evaluation.folders import FolderSource, dataset_folders, expand
+from vl4ad_model.evaluation.frame_counts import METRICS
+from vl4ad_model.evaluation.runner import ModelSettings
+
+if TYPE_CHECKING:
+    from vl4ad_model.evaluation.bags import BagSource
+
+Track = Annotated[str, typer.Option(help="anomaly or obstacle: the size limits of components.")]
+Metrics = Annotated[str, typer.Option(help=f"Some of {','.join(METRICS)}.")]
+Threshold = Annotated[float | None, typer.Option(help="For the components; without it that of the best F1, as the benchmark does.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first frame that fails instead of skipping it.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all numbers there.")]
+Report = Annotated[Path | None, typer.Option(help="Folder for report.html, which needs no network.")]
+LabelValues = Annotated[str, typer.Option(help="anomaly (0, 1 or 2, 255), classes (0..18, 255, hazards from 100 on) or auto.")]
+Model = Annotated[str, typer.Option(help="tiny, fcclip-r50, fcclip-convnext-large, or a folder.")]
+Hazards = Annotated[
+    list[str] | None, typer.Option("--hazard", help="A hazard in words, alternatives joined by '|'; repeat for more.")
+]
+VocabularyFile = Annotated[Path | None, typer.Option(help="YAML file with the known classes.")]
+Classifier = Annotated[str | None, typer.Option(help="in_vocabulary, out_of_vocabulary or ensemble.")]
+Merge = Annotated[bool, typer.Option(help="Score classes of one superclass as one.")]
+Engine = Annotated[str, typer.Option(help="auto, torch, onnx, openvino or tensorrt.")]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Precision = Annotated[str, typer.Option(help="fp32 or fp16.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Never download.")]
+Images = Annotated[list[Path], typer.Option("--images", help="Folder of images, or a data set's root folder; repeat for more.")]
+Bags = Annotated[list[Path], typer.Argument(help="rosbag2 recordings: folders, .mcap or .db3 files.", show_default=False)]
+ImageTopic = Annotated[str | None, typer.Option(help="Image or CompressedImage; found by itself where only one can be meant.")]
+LabelTopic = Annotated[str | None, typer.Option(help="Image mono8 with label values, or a compressed PNG of it.")]
+Tolerance = Annotated[float, typer.Option(min=0, help="Seconds an image's and its label's stamps may differ.")]
+
+
+def image_sources(
+    images: Sequence[Path], labels: Path | None, label_values: str, class_count: int, every: int = 1
+) -> list[FolderSource]:
+    """One source per folder; with several, frames carry their folder's name."""
+    if labels is not None and len(images) > 1:
+        raise EvaluationError("--labels goes with one --images folder; several folders must hold their labels themselves")
+    images = [folder for given in images for folder in expand(given)]
+    names = unique_names(images)
+    sources = []
+    for folder, name in zip(images, names, strict=True):
+        pictures, found = dataset_folders(folder)
+        prefix = f"{name}/" if len(images) > 1 else ""
+        sources.append(FolderSource(pictures, None, labels or found, label_values, class_count, every, prefix))
+    return sources
+
+
+def bag_sources(bags: Sequence[Path], **options: Any) -> list[BagSource]:
+    """One source per bag."""
+    from vl4ad_model.evaluation.bags import open_bag
+
+    return [open_bag(bag, name=name, **options) for bag, name in zip(bags, unique_names(bags), strict=True)]
+
+
+def unique_names(paths: Sequence[Path]) -> list[str]:
+    """What to call folders or bags: the last part of the path, or as many parts as tell them apart."""
+    resolved = [path.resolve() for path in paths]
+    if len(set(resolved)) != len(resolved):
+        raise EvaluationError("a folder or bag is given twice")
+    for depth in range(1, max((len(path.parts) for path in resolved), default=0) + 1):
+        names = ["/".join([*path.parts[-depth:-1], path.stem if path.is_file() else path.name]) for path in resolved]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in resolved]
+
+
+def model_settings(
+    model: str,
+    hazard: list[str] | None,
+    vocabulary: Path | None,
+    classifier: str | None,
+    merge: bool,
+    engine: str,
+    device: str,
+    precision: str,
+    offline: bool,
+    workers: int = 1,
+) -> ModelSettings:
+    """The model's options as one value; several processes share the CPU's threads."""
+    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
+    path = str(vocabulary) if vocabulary else None
+    return ModelSettings(model, tuple(hazard or ()), path, classifier, merge, engine, device, precision, offline, threads)
+
+
+def class_names(settings: ModelSettings) -> tuple[str, ...]:
+    """Names of the known classes; a mistake in the words shows here, before anything is read."""
+    from vl4ad_model.vocabulary import Vocabulary
+
+    vocabulary = Vocabulary.from_yaml(settings.vocabulary) if settings.vocabulary else Vocabulary.cityscapes()
+    if settings.hazards:
+        vocabulary = vocabulary.with_hazards(settings.hazards)
+    return vocabulary.names[: vocabulary.known_count]
+
+
+def metrics_from(text: str) -> tuple[str, ...]:
+    """A list of metrics as written on the command line."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def label_values_from(kind: str) -> str:
+    """Checked --label-values."""
+    if kind not in ("auto", "anomaly", "classes"):
+        raise EvaluationError(f"--label-values is auto, anomaly or classes, not '{kind}'")
+    return kind

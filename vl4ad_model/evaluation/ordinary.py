@@ -1,0 +1,173 @@
+"""Look at ordinary driving with a model: calibrate its threshold on it, or see what prompts do there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vl4ad_model.errors import EvaluationError, ImageError, Vl4adError
+from vl4ad_model.evaluation import calibration, prompt_check
+from vl4ad_model.evaluation.calibration import Calibration, FrameTail
+from vl4ad_model.evaluation.prompt_check import PromptFrame
+from vl4ad_model.evaluation.runner import Mapper, ModelSettings, Progress, segmenter_for
+from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure, Source
+
+MIN_ORDINARY_PIXELS = 1000
+
+
+class OrdinaryTask(NamedTuple):
+    """Some frames to look at.
+
+    Attributes:
+        alarm: for calibration (kind, alarm_pixels); None = the prompts are checked.
+        prompts: for the check.
+        threshold: for the check.
+    """
+
+    source: Source
+    entries: tuple[Entry, ...]
+    model: ModelSettings
+    alarm: tuple[str, int] | None
+    prompts: tuple[str, ...]
+    threshold: float
+
+
+def look(task: OrdinaryTask) -> list[FrameTail | tuple[PromptFrame, ...] | FrameFailure]:
+    """One result per frame; a frame that shows a labelled anomaly is no ordinary driving and fails."""
+    segmenter = segmenter_for(task.model)
+    vocabularies = [segmenter.vocabulary.with_hazards([])]
+    vocabularies += [vocabularies[0].with_hazards([prompt]) for prompt in task.prompts]
+    results: list[FrameTail | tuple[PromptFrame, ...] | FrameFailure] = []
+    for entry, frame in zip(task.entries, task.source.frames(task.entries), strict=True):
+        try:
+            rgb, counts = _ordinary(entry, frame)
+            if task.alarm is not None:
+                scores = segmenter.segment(rgb).anomaly
+                results.append(calibration.frame_tail(entry.name, scores, *task.alarm, counts))
+            else:
+                plain, *others = segmenter.segment_with(rgb, vocabularies)
+                results.append(tuple(prompt_check.compare(entry.name, plain, each, task.threshold, counts) for each in others))
+        except Vl4adError as error:
+            results.append(FrameFailure(entry.name, str(error)))
+    return results
+
+
+def _ordinary(entry: Entry, frame: Frame | FrameFailure) -> tuple[np.ndarray, np.ndarray | None]:
+    if isinstance(frame, FrameFailure):
+        raise EvaluationError(frame.reason)
+    if frame.rgb is None:
+        raise EvaluationError(f"{entry.name} has no image")
+    if frame.labels is None:
+        return frame.rgb, None
+    if (frame.labels.anomaly == 1).any():
+        raise EvaluationError(f"{entry.name} shows a labelled anomaly: it is no ordinary driving and is left out")
+    counts = frame.labels.anomaly != 255
+    if np.count_nonzero(counts) < MIN_ORDINARY_PIXELS:
+        raise EvaluationError(f"{entry.name}: almost everything is labelled ignore")
+    return frame.rgb, counts
+
+
+def look_at_all(
+    sources: Sequence[Source],
+    model: ModelSettings,
+    map_tasks: Mapper,
+    progress: Progress,
+    *,
+    alarm: tuple[str, int] | None = None,
+    prompts: tuple[str, ...] = (),
+    threshold: float = 0.5,
+) -> Iterator[Any]:
+    """Results of all frames that can be used, in any order; the others are told to `progress`.
+
+    Raises:
+        EvaluationError: none can be used.
+    """
+    tasks = [OrdinaryTask(source, (entry,), model, alarm, prompts, threshold) for source in sources for entry in source.entries()]
+    progress.start("looking at ordinary driving", len(tasks), 0)
+    used, last = 0, ""
+    for results in map_tasks(look, tasks):
+        progress.advance(len(results))
+        for result in results:
+            if isinstance(result, FrameFailure):
+                last = str(result)
+                progress.failed(result)
+            else:
+                used += 1
+                yield result
+    if not used:
+        raise EvaluationError(f"no frame of ordinary driving could be used: {last or 'there is none'}")
+
+
+def calibrate_threshold(
+    sources: Sequence[Source],
+    model: ModelSettings,
+    map_tasks: Mapper,
+    progress: Progress,
+    *,
+    rate: float,
+    kind: str,
+    alarm_pixels: int,
+) -> Calibration:
+    """Calibrate on every frame of the sources."""
+    if kind not in calibration.KINDS:
+        raise EvaluationError(f"--per is {' or '.join(calibration.KINDS)}, not '{kind}'")
+    if not 0 < rate < 1:
+        raise EvaluationError(f"a rate of {rate} is not between 0 and 1")
+    tails = list(look_at_all(sources, model, map_tasks, progress, alarm=(kind, alarm_pixels)))
+    return calibration.calibrate(tails, rate, kind)
+
+
+def parameters_yaml(result: Calibration, model: ModelSettings, kind: str, alarm_pixels: int, node: str) -> str:
+    """A ROS 2 parameters file: the threshold, and what it was calibrated with, since it holds for nothing else."""
+    import yaml
+
+    what = (
+        "the mean share of pixels above it"
+        if kind == "pixel"
+        else f"the share of frames with {alarm_pixels} or more pixels above it"
+    )
+    parameters: dict[str, Any] = {"anomaly_threshold": result.threshold, "model": model.model, "merge_classes": model.merge_classes}
+    if model.hazards:  # an empty list cannot be written: the parameter file parser does not know its type
+        parameters["hazard_prompts"] = list(model.hazards)
+    if model.vocabulary:
+        parameters["vocabulary_file"] = str(Path(model.vocabulary).resolve())
+    if model.classifier:
+        parameters["classifier"] = model.classifier
+    head = [
+        f"# Calibrated on {result.frames} frames of ordinary driving: {what} is at most {result.rate:g}",
+        "# on new frames that are exchangeable with them (the same places, weather, camera and speed of change).",
+        f"# On those frames it is {result.measured:.6g}. The threshold holds for this model and these words only.",
+    ]
+    return "\n".join(head) + "\n" + yaml.safe_dump({node: {"ros__parameters": parameters}}, sort_keys=False, allow_unicode=True)
+
+
+def write_parameters(path: Path, text: str) -> None:
+    """Write the file whole or not at all."""
+    from vl4ad_model.image_files import write_bytes
+
+    try:
+        write_bytes(path, text.encode())
+    except ImageError as error:
+        raise EvaluationError(str(error)) from None
+
+
+def check_prompts(
+    sources: Sequence[Source],
+    model: ModelSettings,
+    prompts: Sequence[str],
+    class_names: Sequence[str],
+    map_tasks: Mapper,
+    progress: Progress,
+    *,
+    threshold: float,
+    limit: float,
+) -> dict[str, Any]:
+    """What every prompt does, as a JSON document."""
+    frames = list(look_at_all(sources, model, map_tasks, progress, prompts=tuple(prompts), threshold=threshold))
+    columns = zip(*frames, strict=True)
+    checked = [prompt_check.summarize(prompt, column, class_names, limit) for prompt, column in zip(prompts, columns, strict=True)]
+    return {"frames": len(frames), "threshold": threshold, "limit": limit, "prompts": checked, "model": asdict(model)}

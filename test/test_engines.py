@@ -197,7 +197,18 @@ def test_two_threads_may_ask_at_once(network, cache, picture):
     assert not wrong
 
 
-def parity_network(name: str) -> FCCLIP:
-    network = FCCLIP(FCCLIPConfig.from_dict(registry.MODELS[name].config)).eval()
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["fcclip-r50"])
+@pytest.mark.parametrize("name", COMPILED)
+def test_the_public_models_agree_too(model, name, street, tmp_path):
+    """With the parity kit's deterministic weights, which need no download; both branches, because the checkpoints use both."""
+    import cv2
+
+    network = FCCLIP(FCCLIPConfig.from_dict(registry.MODELS[model].config)).eval()
     fill_deterministically(network)
-    return network.requires_grad_(False)
+    network.requires_grad_(False)
+    picture = cv2.resize(street, (256, 128), interpolation=cv2.INTER_AREA)[None]
+    engine = engines.create(network, engine=name, device="cpu", network_size=(128, 256), cache=EngineCache(tmp_path))
+    ours, theirs = engine.propose(picture), TorchEngine(network).propose(picture)
+    assert (ours.pooled_valid is not None) == network.clip.is_resnet
+    assert_agrees(network, ours, theirs, network.config.classifier)

@@ -104,7 +104,7 @@ class CompiledEngine(Engine):
             weights=self._weights,
             code=code_digest(),
             engine=self.name,
-            library=f"{self.library()}, torch {torch.__version__}",
+            library=f"{self.library()}, torch {torch.__version__.split('+')[0]}",
             target=self.target(),
             height=self.network_size[0],
             width=self.network_size[1],

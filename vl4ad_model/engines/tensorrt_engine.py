@@ -55,6 +55,8 @@ class TensorRTEngine(CompiledEngine):
         import torch
 
         properties = torch.cuda.get_device_properties(self.device)
+        if library().__name__ == "tensorrt_rtx":  # its engines run on every GPU of one capability, wherever they were built
+            return f"sm_{properties.major}{properties.minor}"
         return f"{properties.name}, sm_{properties.major}{properties.minor}, CUDA {torch.version.cuda}"
 
     def compile(self, model: onnx.ModelProto, report: Reporter) -> bytes:

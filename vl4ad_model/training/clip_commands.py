@@ -13,9 +13,9 @@ from vl4ad_model.errors import CheckpointError
 
 app = typer.Typer(no_args_is_help=True)
 WIDTH = 144  # of the text tower and of the joint space; 49,408 tokens of it are 14 MB in half precision
-SOURCE_WEIGHTS = {"imagenet": 1.0, "cutout": 1.0, "hazard": 1.0, "class": 0.5}
+SOURCE_WEIGHTS = {"imagenet": 3.0, "cutout": 1.0, "hazard": 1.0, "class": 0.5}
 IMAGENET_GAIN = 3.0
-RIDGE = 0.1
+RIDGE = 1.0
 CLIP_CONFIG: dict[str, Any] = {
     "embed_dim": WIDTH,
     "vision_cfg": {

@@ -139,8 +139,8 @@ class BrokenEngine:
     def __getattr__(self, name):
         return getattr(self._engine, name)
 
-    def propose(self, *arguments):
-        return self._spoil(self._engine.propose(*arguments))
+    def propose(self, *arguments, **keywords):
+        return self._spoil(self._engine.propose(*arguments, **keywords))
 
 
 def run_out_of_memory(_):

@@ -79,7 +79,8 @@ class Decoder(nn.Module):
 
     def forward(self, pyramid: Pyramid) -> tuple[list[QueryMasks], Tensor, Tensor]:
         heads = self.mask_decoder(self.pixel_decoder(pyramid), every_head=True)
-        return heads, self.void_embedding.weight[0], self.mask_decoder.logit_scale
+        # Clones: DistributedDataParallel counts a parameter that is itself an output as ready twice.
+        return heads, self.void_embedding.weight[0].clone(), self.mask_decoder.logit_scale.clone()
 
 
 class Trainer:

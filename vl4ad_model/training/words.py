@@ -16,8 +16,8 @@ from torch import Tensor
 from vl4ad_model.prompts import TextEncoder
 from vl4ad_model.vocabulary import Vocabulary
 
-NO_HAZARDS, GENERIC = 0.25, 0.15
-NAMED = 0.7
+NO_HAZARDS, GENERIC = 0.15, 0.15
+NAMED = 0.85
 DISTRACTORS = 24
 TOO_SIMILAR = 0.6
 # What people call a thing on the road that they have no name for.

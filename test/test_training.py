@@ -1,0 +1,363 @@
+"""Training: what is matched to what, what the losses reward, which words are drawn, and runs that go on, end and refuse."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vl4ad_model.errors import TrainingError
+from vl4ad_model.network.mask_decoder import QueryMasks
+from vl4ad_model.training import losses
+from vl4ad_model.training.augmentation import CutOuts, augment
+from vl4ad_model.training.config import DataSource, TrainingConfig
+from vl4ad_model.training.data import Frame, find_frames, read_frame
+from vl4ad_model.training.matching import assign, match_cost
+from vl4ad_model.training.words import Words, WordSampler
+from vl4ad_model.vocabulary import Vocabulary
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_the_assignment_is_the_cheapest_of_all(seed, queries, segments):
+    cost = torch.rand(queries, segments, generator=torch.Generator().manual_seed(seed))
+    rows, columns = assign(cost)
+    assert len(set(rows.tolist())) == len(set(columns.tolist())) == min(queries, segments)
+    smaller, larger = sorted((queries, segments))
+    matrix = cost.numpy() if queries >= segments else cost.numpy().T
+    cheapest = min(sum(matrix[row, column] for column, row in enumerate(p)) for p in itertools.permutations(range(larger), smaller))
+    assert float(cost[rows, columns].sum()) == pytest.approx(float(cheapest), abs=1e-5)
+
+
+def test_a_query_that_draws_and_names_a_segment_is_the_cheapest_for_it():
+    masks = torch.tensor([[1.0, 1, 0, 0, 0], [0, 0, 0, 1, 1]])
+    logits = torch.stack([masks[1] * 10 - 5, torch.zeros(5), masks[0] * 10 - 5])
+    named = torch.tensor([[0.1, 0.9], [0.5, 0.5], [0.9, 0.1]])
+    cost = match_cost(named, logits, torch.tensor([0, 1]), masks, torch.ones(5), class_weight=2, mask_weight=5, dice_weight=5)
+    assert cost.argmin(dim=0).tolist() == [2, 0]
+    unlabelled = match_cost(
+        named, logits, torch.tensor([0, 1]), masks, torch.tensor([1.0, 1, 1, 1, 0]), class_weight=0, mask_weight=1, dice_weight=1
+    )
+    changed = logits.clone()
+    changed[:, 4] = 100.0
+    again = match_cost(
+        named, changed, torch.tensor([0, 1]), masks, torch.tensor([1.0, 1, 1, 1, 0]), class_weight=0, mask_weight=1, dice_weight=1
+    )
+    assert torch.allclose(unlabelled, again), "an ignored point has no say"
+
+
+def _perfect(labels: torch.Tensor, columns: dict[int, int], words: Words, void: torch.Tensor, queries: int):
+    """Heads that draw each segment exactly and name it exactly."""
+    masks = torch.full((1, queries, *labels.shape[-2:]), -12.0)
+    embeddings = void.expand(1, queries, -1).clone()
+    for query, (segment, column) in enumerate(columns.items()):
+        masks[0, query][labels[0] == segment] = 12.0
+        embeddings[0, query] = void if column == words.void_column else words.rows[words.index[column, 0]]
+    return [QueryMasks(masks, embeddings)]
+
+
+@pytest.fixture(scope="module")
+def small_words():
+    rows = torch.eye(6)
+    return Words(rows[:5], torch.tensor([[0, 1], [2, 2], [3, 4]]), {"sofa": 2})
+
+
+def test_losses_vanish_for_perfect_proposals_and_grow_with_every_mistake(small_words):
+    torch.manual_seed(0)
+    labels = torch.zeros(1, 32, 48, dtype=torch.int64)
+    labels[:, 16:], labels[:, 20:28, 10:20], labels[:, :4, :4] = 1, 100, 255
+    columns = {0: 0, 1: 1, 100: 2}
+    void, scale = torch.eye(6)[5], torch.tensor(20.0).log()
+
+    def total(heads, columns=columns, anchored=2):
+        torch.manual_seed(1)
+        return losses.proposal_losses(
+            heads,
+            losses.Targets(labels, (columns,)),
+            small_words,
+            void,
+            scale,
+            weights=losses.LossWeights(),
+            points=1500,
+            anchored=anchored,
+        )
+
+    perfect = _perfect(labels, columns, small_words, void, 5)
+    best = total(perfect)
+    assert float(best["total"]) < 0.01
+    assert float(total(perfect, anchored=0)["total"]) < 0.01, "matching finds the same queries without anchors"
+    wrong_name = [QueryMasks(perfect[0].mask_logits, perfect[0].query_embeddings.roll(1, dims=1))]
+    assert float(total(wrong_name)["class"]) > 1 and float(total(wrong_name)["map"]) > 0.5
+    shifted = [QueryMasks(perfect[0].mask_logits.roll(8, dims=-1), perfect[0].query_embeddings)]
+    assert float(total(shifted)["mask"]) > 0.1 and float(total(shifted)["dice"]) > 0.02
+    unnamed = total(perfect, columns={0: 0, 1: 1, 100: small_words.void_column})
+    assert float(unnamed["map"]) > 0.05, "a hazard that no word names must belong to no class"
+
+
+@given(st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+def test_the_map_loss_is_about_the_map_that_scoring_publishes(seed):
+    """Cross-entropy of p = sum_i s_i c_ik, computed from the reference equations pixel by pixel."""
+    generator = torch.Generator().manual_seed(seed)
+    queries, classes, points = 4, 3, 7
+    logits = torch.randn(1, queries, points, generator=generator)
+    probabilities = torch.rand(1, queries, classes, generator=generator) * 0.2
+    columns = torch.randint(0, classes + 1, (1, points), generator=generator)
+    expected = 0.0
+    for point in range(points):
+        p = [float((logits[0, :, point].sigmoid() * probabilities[0, :, k]).sum()) for k in range(classes)]
+        for k in range(classes):
+            expected -= np.log(p[k]) if int(columns[0, point]) == k else np.log(1 - p[k])
+    measured = losses.map_loss(logits, probabilities, columns, torch.ones(1, points))
+    assert float(measured) == pytest.approx(expected / points, rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def sampler(segmenter):
+    names = {"tyre": ("tyre", "tire"), "sofa": ("sofa",), "couch": ("couch",), "cow": ("cow", "bull"), "ladder": ("ladder",)}
+    return WordSampler(Vocabulary.cityscapes(), names, segmenter._text, 3), names
+
+
+def test_words_vary_but_stay_true(sampler):
+    """Every class keeps its own words; hazards get theirs or none; absent things come along as distractors."""
+    words_of, names = sampler
+    vocabulary = Vocabulary.cityscapes()
+    place = {row: concept for concept, row in words_of._place.items()}
+    counts, named = set(), 0
+    for _ in range(60):
+        words = words_of.sample(["tyre", "cow"])
+        for index in range(19):
+            used = {place[int(row)] for row in words.index[index]}
+            assert used <= set(vocabulary.classes[index].alternative_concepts)
+            counts.add((index, len(used)))
+        for name, column in words.columns.items():
+            used = {place[int(row)] for row in words.index[column]}
+            assert used <= set(names[name]) or used <= set(losses_generic())
+            named += 1
+        assert words.void_column == len(words.index)
+    assert len({n for index, n in counts if index == 0}) > 3, "how many synonyms are drawn varies"
+    assert 20 < named < 110, "some hazards are named, some are not"
+
+
+def losses_generic():
+    from vl4ad_model.training.words import GENERIC_NAMES
+
+    return GENERIC_NAMES
+
+
+# --- data -----------------------------------------------------------------------------------------------------------------
+
+
+def _write_frame(folder: Path, name: str, hazard: str = "sofa", size=(96, 160)) -> None:
+    height, width = size
+    rng = np.random.default_rng(abs(hash(name)) % 1000)
+    labels = np.full(size, 10, np.uint8)
+    labels[height // 2 :] = 0
+    labels[height // 2 - 20 : height // 2, : width // 3] = 2
+    labels[height - 30 : height - 12, width // 2 : width // 2 + 24] = 100
+    palette = np.zeros((256, 3), np.uint8)
+    palette[[0, 2, 10, 100]] = (90, 90, 90), (150, 80, 60), (120, 170, 230), (220, 200, 40)
+    rgb = np.clip(palette[labels] + rng.normal(0, 6, (*size, 3)), 0, 255).astype(np.uint8)
+    for part in ("images", "labels", "frames"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rgb).save(folder / "images" / f"{name}.jpg", quality=92)
+    Image.fromarray(labels).save(folder / "labels" / f"{name}.png")
+    (folder / "frames" / f"{name}.json").write_text(json.dumps({"hazards": {"100": {"name": hazard, "split": "seen"}}}))
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rendered")
+    for index in range(4):
+        _write_frame(folder, f"{index:06d}", hazard=("sofa", "tyre")[index % 2])
+    return folder
+
+
+def test_cityscapes_is_read_as_published(tmp_path):
+    for part, suffix in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+        folder = tmp_path / part / "train" / "aachen"
+        folder.mkdir(parents=True)
+        picture = np.full((64, 128, 3), 80, np.uint8) if part == "leftImg8bit" else np.zeros((64, 128), np.uint8)
+        if part == "gtFine":
+            picture[:, :40], picture[:, 40:80], picture[:, 80:100], picture[:, 100:] = 7, 23, 33, 9
+        Image.fromarray(picture).save(folder / f"aachen_000000_000019_{suffix}.png")
+    source = DataSource("cityscapes", tmp_path)
+    frame = read_frame(find_frames(source)[0])
+    assert frame.labels[0, [0, 50, 90, 127]].tolist() == [0, 10, 18, 255], "road, sky, bicycle; parking is ignored"
+    assert not frame.hazards
+    (tmp_path / "gtFine/train/aachen/aachen_000000_000019_gtFine_labelIds.png").unlink()
+    with pytest.raises(TrainingError, match="has no labels at"):
+        find_frames(source)
+    with pytest.raises(TrainingError, match="leftImg8bit/val"):
+        find_frames(DataSource("cityscapes", tmp_path, "val"))
+
+
+def test_augmentation_keeps_labels_and_pixels_together(rendered):
+    """Geometry moves both alike: where the label says sky, the picture stays bluer than where it says building."""
+    frame = read_frame(find_frames(DataSource("rendered", rendered))[0])
+    picture = np.zeros((160, 160, 4), np.uint8)
+    picture[40:140, 40:120] = (200, 30, 30, 255)
+    cutouts = CutOuts(("chess pawn",), (picture,))
+    names = set()
+    for seed in range(30):
+        out = augment(frame, (64, 96), (0.7, 1.4), cutouts, np.random.default_rng(seed))
+        assert out.rgb.shape == (64, 96, 3) and out.rgb.dtype == np.uint8 and out.labels.shape == (64, 96)
+        assert set(np.unique(out.labels)) <= {0, 2, 10, 100, 255, *out.hazards}
+        names |= {out.hazards[i] for i in np.unique(out.labels) if i in out.hazards}
+        again = augment(frame, (64, 96), (0.7, 1.4), cutouts, np.random.default_rng(seed))
+        assert np.array_equal(out.rgb, again.rgb) and np.array_equal(out.labels, again.labels)
+    assert names == {"sofa", "chess pawn"}
+
+
+def test_a_crop_of_an_image_that_is_too_small_is_padded_and_ignored():
+    frame = Frame(np.full((32, 32, 3), 200, np.uint8), np.zeros((32, 32), np.uint8), {})
+    out = augment(frame, (64, 64), (1.0, 1.0), None, np.random.default_rng(0))
+    assert 0.6 < (out.labels == 255).mean() < 0.9
+
+
+# --- configuration --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modle": "tiny"}, "unknown entries modle"),
+        ({"model": None}, "'model' is missing"),
+        ({"data": []}, "'data' is missing"),
+        ({"data": [{"kind": "coco", "folder": "x"}]}, "rendered or cityscapes"),
+        ({"crop": [100, 64]}, "multiples of 32"),
+        ({"steps": "many"}, "'steps' must be int"),
+        ({"steps": 0}, "'steps' must be positive"),
+        ({"precision": "fp8"}, "'precision' must be one of"),
+        ({"data": [{"kind": "rendered", "folder": "nowhere"}]}, "does not exist"),
+    ],
+)
+def test_a_wrong_configuration_is_named(tmp_path, rendered, change, message):
+    from vl4ad_model.training.trainer import Trainer
+
+    values = {"model": "tiny", "data": [{"kind": "rendered", "folder": str(rendered)}], **change}
+    with pytest.raises(TrainingError, match=message):
+        Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / "run")
+
+
+def test_the_shipped_configurations_are_valid():
+    paths = sorted((ROOT / "config/training").glob("*.yaml"))
+    assert paths
+    for path in paths:
+        TrainingConfig.from_yaml(path)
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------------
+
+
+def _settings(rendered: Path, **changes) -> dict:
+    source = {"kind": "rendered", "folder": str(rendered)}
+    return {
+        "model": "tiny", "data": [source], "validation": [source], "crop": [64, 96], "scales": [0.8, 1.2], "anchored_queries": True,
+        "steps": 24, "warmup_steps": 4, "batch_size": 2, "learning_rate": 0.002, "points": 512, "ema_decay": 0.5,
+        "validate_every": 24, "validation_images": 2, "checkpoint_every": 12, "workers": 0, "threads": 1, **changes,
+    }  # fmt: skip
+
+
+def test_a_run_learns_keeps_clip_frozen_and_its_model_loads_everywhere(tmp_path, rendered):
+    from vl4ad_model import registry
+    from vl4ad_model.segmenter import Segmenter
+    from vl4ad_model.training.trainer import Trainer
+
+    config = TrainingConfig.from_dict(_settings(rendered, steps=50, validate_every=50), base=tmp_path)
+    trainer = Trainer(config, tmp_path / "run")
+    before = {key: value.clone() for key, value in trainer.network.clip.state_dict().items()}
+    trainer.run()
+    after = trainer.network.clip.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    losses_logged = [line["total"] for line in lines if "total" in line]
+    assert losses_logged[-1] < 0.8 * losses_logged[0]
+    assert any("validation" in line for line in lines)
+    _, config_of_model = registry.build_network(registry.locate(tmp_path / "run/model"))
+    assert "road" in config_of_model.training_concepts
+    assert "UNTRAINED" not in registry.locate(tmp_path / "run/model").notice
+    frame = read_frame(find_frames(DataSource("rendered", rendered))[0])
+    result = Segmenter.load(tmp_path / "run/model", engine="torch", offline=True).segment(frame.rgb)
+    assert result.labels.shape == frame.labels.shape and np.isfinite(result.anomaly).all()
+
+
+def test_a_broken_off_run_goes_on_where_it_was(tmp_path, rendered):
+    from vl4ad_model.training.trainer import Trainer
+
+    first = TrainingConfig.from_dict(_settings(rendered, steps=12, validation=[]), base=tmp_path)
+    Trainer(first, tmp_path / "run").run()
+    trainer = Trainer(TrainingConfig.from_dict(_settings(rendered, validation=[]), base=tmp_path), tmp_path / "run")
+    assert trainer.step == 12
+    saved = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)
+    assert all(torch.equal(saved["decoder"][key], value) for key, value in trainer._decoder.state_dict().items())
+    trainer.run()
+    assert trainer.step == 24
+    (tmp_path / "run/checkpoint.pt").write_bytes(b"half a file")
+    with pytest.raises(TrainingError, match="cannot be gone on from"):
+        Trainer(first, tmp_path / "run")
+
+
+def test_training_stops_when_it_no_longer_gets_better(tmp_path, rendered):
+    from vl4ad_model.training.trainer import Trainer
+
+    values = _settings(rendered, steps=200, validate_every=2, patience=3, learning_rate=1e-9, warmup_steps=1)
+    trainer = Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / "run")
+    trainer.run()
+    assert trainer.step < 30
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(tmp_path, rendered):
+    """torchrun with two processes on the CPU: gradients are shared, so both end with the same weights as they log."""
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        json.dumps(_settings(rendered, steps=4, validate_every=4, validation=[], checkpoint_every=4, compiled_backbone=False))
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        "29617",
+        "-m",
+        "vl4ad_model.cli",
+    ]
+    done = subprocess.run(
+        [*command, "train", "--config", str(config), "--out", str(tmp_path / "run")],
+        env=environment, capture_output=True, text=True, timeout=240, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])["step"] == 4
+    assert (tmp_path / "run/model/decoder.safetensors").is_file()
+
+
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
+    (tmp_path / "bad.yaml").write_text("model: tiny\ndata: [")
+    command = [
+        sys.executable,
+        "-m",
+        "vl4ad_model.cli",
+        "train",
+        "--config",
+        str(tmp_path / "bad.yaml"),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "is not YAML" in done.stderr and "Traceback" not in done.stderr

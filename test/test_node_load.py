@@ -1,8 +1,11 @@
 """The detector under pressure: words changed at full rate, more images than it can take, signals at bad moments, many lives."""
 
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,6 +136,22 @@ def test_a_signal_in_the_middle_of_a_frame_ends_it_within_two_seconds(number):
             time.sleep(0.3)
             assert detector.stop(number) < 2.0, said_of(detector)
         assert detector.process.returncode == 0 and "Traceback" not in detector.log, said_of(detector)
+
+
+def test_a_detector_does_not_outlive_the_program_that_started_it(tmp_path):
+    program = (
+        "import sys, time; from vl4ad_ros.detector_process import DetectorProcess;"
+        f"detector = DetectorProcess({{'engine': 'torch'}}, domain={new_domain()});"
+        "detector.wait_until_said('loading model', 60); print(detector.process.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    detector = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{detector}").exists() and "Z" not in Path(f"/proc/{detector}/stat").read_text().split(")")[1][:3]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 @pytest.mark.slow

@@ -37,6 +37,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 
 from vl4ad_model.errors import ImageError, Vl4adError
 from vl4ad_ros import transport
+from vl4ad_ros.detector_process import end_with_parent
 from vl4ad_ros.worker import LatestJob, NewestFrameWorker
 
 if TYPE_CHECKING:
@@ -468,6 +469,7 @@ def run(arguments: list[str] | None = None) -> int:
         exit status: 0 after SIGINT or SIGTERM, 2 for a user's mistake.
     """
     transport.prepare_this_process()
+    end_with_parent()
     # rclpy's own handlers end the context; Python's must not raise KeyboardInterrupt in the middle of that.
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGINT, lambda *_: None)

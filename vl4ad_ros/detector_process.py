@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import random
 import signal
@@ -22,12 +24,28 @@ READY = " is active, listening to "
 """What the node logs once images can come."""
 
 
+END_WITH_PARENT = "VL4AD_END_WITH"
+"""Set for a started detector to the process it shall not outlive, however that one ends."""
+
+
+def end_with_parent() -> None:
+    """In the detector: have the system send SIGTERM when the process named in the environment is gone (Linux)."""
+    parent = os.environ.get(END_WITH_PARENT)
+    if not parent:
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+        if os.getppid() != int(parent):  # it was faster
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 class DetectorProcessError(Vl4adError):
     """The detector did not start, or ended by itself; the message has its last words."""
 
 
 def own_domain() -> int:
-    """A ROS domain for processes that shall not meet others: the environment's, or one of 1..101 by chance."""
+    """A ROS domain for a detector started here, that shall not meet others: the environment's, or one of 1..101 by chance."""
     chosen = os.environ.get("ROS_DOMAIN_ID")
     return int(chosen) if chosen else random.SystemRandom().randint(1, 101)
 
@@ -60,6 +78,7 @@ class DetectorProcess:
             file.write_text(yaml.safe_dump({"/**": {"ros__parameters": dict(settings)}}, allow_unicode=True))
             command += ["--params-file", str(file)]
         variables = {**os.environ, "ROS_DOMAIN_ID": str(domain), "PYTHONUNBUFFERED": "1", **(environment or {})}
+        variables[END_WITH_PARENT] = str(os.getpid())
         variables.update(transport.large_image_environment(variables))
         # Run from a source tree the child needs its path as well.
         variables["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).resolve().parents[1]), variables.get("PYTHONPATH", "")])

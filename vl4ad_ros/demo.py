@@ -21,6 +21,9 @@ from vl4ad_model.errors import EvaluationError
 
 HAZARDS = ["tyre|tire", "sofa|couch", "cardboard box", "ladder"]
 TOPICS = ("segmentation", "anomaly_score")
+NODE_STATUS = "vl4ad_detector: detector"
+BUILD_SECONDS = 300.0
+"""How long an engine may be built; PyTorch would answer meanwhile, but far too slowly for what is shown here."""
 FEWEST_PAIRS = 10
 """With fewer frames answered both before and after, each round is judged by its own."""
 
@@ -120,9 +123,11 @@ def main(
             detector.wait_until_active()
         with DetectorClient(domain=domain, **client_settings) as user:
             user.wait_until_connected()
+            with console.status("building the engine (the first time only)"):
+                user.wait_for(lambda c: c.diagnostics.get(NODE_STATUS, {}).get("engine build") == "done", timeout=BUILD_SECONDS)
             playback = play(user, recording, prompts, console)
-            user.wait_for(lambda c: c.diagnostics.get("vl4ad_detector: detector", {}).get("engine"), timeout=5)
-            node = dict(user.collected.diagnostics.get("vl4ad_detector: detector", {}))
+            user.wait_for(lambda c: c.diagnostics.get(NODE_STATUS, {}).get("engine"), timeout=5)
+            node = dict(user.collected.diagnostics.get(NODE_STATUS, {}))
             answers = collect(user, playback)
     if not playback.accepted:
         raise EvaluationError(f"the detector refused the prompts: {playback.reason}")

@@ -50,6 +50,11 @@ def own_domain() -> int:
     return int(chosen) if chosen else random.SystemRandom().randint(1, 101)
 
 
+def shared_domain() -> int:
+    """The ROS domain of everything that was started in this environment."""
+    return int(os.environ.get("ROS_DOMAIN_ID") or 0)
+
+
 class DetectorProcess:
     """Starts the node; a context manager that ends it.
 

@@ -211,7 +211,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
     from vl4ad_ros.detector_client import DetectorClient
-    from vl4ad_ros.detector_process import DetectorProcess, own_domain
+    from vl4ad_ros.detector_process import DetectorProcess, own_domain, shared_domain
 
     if options.rate is not None and not options.rate > 0:
         raise EvaluationError(f"a rate of {options.rate:g} plays nothing: it must be above 0")
@@ -225,7 +225,7 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
         tolerance=options.tolerance,
     )
     compressed = is_compressed(source)
-    domain = own_domain()
+    domain = shared_domain() if options.attach else own_domain()
     with contextlib.ExitStack() as stack:
         if not options.attach:
             settings: dict[str, Any] = {"model": options.model, "engine": options.engine}

@@ -334,7 +334,8 @@ def embed(model: nn.Module, tokenizer: Any, words: Sequence[str]) -> np.ndarray:
     with torch.inference_mode():
         for start in range(0, len(words), 32):
             some = words[start : start + 32]
-            rows = encode_cut(model, tokenizer([template.format(word) for word in some for template in PROMPT_TEMPLATES]))
+            tokens = tokenizer([template.format(word) for word in some for template in PROMPT_TEMPLATES])
+            rows = encode_cut(model, tokens[:, : int(tokens.argmax(dim=1).max()) + 1])
             parts.append(average_templates(rows.numpy().reshape(len(some), len(PROMPT_TEMPLATES), -1)))
     return np.concatenate(parts)
 

@@ -57,12 +57,8 @@ def write(out: Path, recording: Recording, summary: Summary, before: dict[int, A
     Raises:
         ImageError: the folder cannot be written.
     """
-    chosen = choose_frames(recording, sorted(after)) if before else []
-    # Where the machine was too slow to answer the same frames twice, the nearest in time stands beside it.
-    rows = [
-        _row(recording, index, before[min(before, key=lambda each: abs(each - index))], after[index], summary.prompts)
-        for index in chosen
-    ]
+    chosen = choose_frames(recording, sorted(before))
+    rows = [_row(recording, index, before[index], after[index], summary.prompts) for index in chosen]
     write_bytes(out / "demo.png", _png(_sheet(rows)))
     page = out / "index.html"
     write_bytes(page, _html(recording, summary, before, after, chosen, rows).encode("utf-8"))
@@ -175,7 +171,7 @@ table{border-collapse:collapse}td,th{padding:5px 14px 5px 0;text-align:left;bord
 .frames div{font-size:13px;opacity:.8;align-self:end}.frames .time{grid-column:1/-1;margin-top:8px}
 .legend{display:flex;flex-wrap:wrap;gap:4px 14px;font-size:13px;margin:8px 0}
 .legend i{display:inline-block;width:12px;height:12px;border-radius:3px;margin-right:5px;vertical-align:-1px}
-.ramp{display:inline-block;width:160px;height:12px;border-radius:3px;vertical-align:-1px;
+.legend i.ramp{display:inline-block;width:160px;margin:0 4px;height:12px;border-radius:3px;vertical-align:-1px;
 background:linear-gradient(90deg,#000004,#57106e,#bc3754,#f98e09,#fcffa4)}
 code{background:var(--soft);padding:1px 5px;border-radius:4px}svg{max-width:100%;height:auto}
 """
@@ -268,8 +264,8 @@ def _timeline(recording: Recording, before: dict[int, Answer], after: dict[int, 
         for y in [(height - bottom) * (1 - value) + 4]
     )
     ticks = "".join(
-        f'<text x="{left + second / duration * (width - left - 10):.0f}" y="{height - 8}" text-anchor="middle">{second} s</text>'
-        for second in range(0, int(duration) + 1, 2)
+        f'<text x="{left + second / duration * (width - left - 10):.0f}" y="{height - 8}" text-anchor="end">{second} s</text>'
+        for second in range(2, int(duration) + 1, 2)
     )
     legend = "".join(
         f'<text x="{left + 12 + offset}" y="20" fill="{color}">{text}</text>'

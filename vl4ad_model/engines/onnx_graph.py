@@ -132,6 +132,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 _ARITHMETIC = ("ReduceSum", "MatMul", "Add", "Div")
+_MOVES = ("Transpose", "Reshape")
 
 
 def _names(values: Any) -> set[str]:
@@ -142,7 +143,8 @@ def _full_precision(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
     """Tensors of the means over masks that stay float32, and the means themselves, where they end.
 
     A mask of a 1024 x 2048 image has up to 131072 cells, and float16 ends at 65504. The network sums masks in float32 for that
-    reason (`pool_over_masks`); in its graph that is a cast of a comparison that is both summed and multiplied with features.
+    reason (`pool_over_masks`); in its graph that is a cast of a comparison that is summed, and then either multiplied with features
+    and divided by the sum, or divided by the sum and multiplied with features.
     """
     users: dict[str, list[Any]] = {}
     producers = {name: node for node in graph.node for name in node.output}
@@ -160,17 +162,22 @@ def _full_precision(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
             if user.op_type in ("Reshape", "Flatten"):
                 masks.add(user.output[0])
         kinds = {user.op_type for name in masks for user in users.get(name, [])}
-        if not {"ReduceSum", "MatMul"} <= kinds:
+        if "ReduceSum" not in kinds or not kinds & {"MatMul", "Div"}:
             continue
         full |= masks
+        shares: set[str] = set()  # masks divided by their areas
         pending = [user for name in masks for user in users.get(name, [])]
         while pending:
             user = pending.pop()
-            if user.op_type == "Div":
-                ends.add(user.output[0])
-            elif user.op_type in _ARITHMETIC and user.output[0] not in full:
-                full.add(user.output[0])
-                pending += users.get(user.output[0], [])
+            output = user.output[0]
+            of_share = any(name in shares for name in user.input)
+            if (user.op_type == "Div" and user.input[0] not in masks) or (user.op_type == "MatMul" and of_share):
+                ends.add(output)
+            elif output not in full and (user.op_type in _ARITHMETIC or (user.op_type in _MOVES and of_share)):
+                full.add(output)
+                if user.op_type == "Div" or of_share:
+                    shares.add(output)
+                pending += users.get(output, [])
     return full, ends
 
 

@@ -17,6 +17,7 @@ from vl4ad_model.segmenter import Segmenter
 from vl4ad_model.visualization import anomaly_heatmap, overlay
 
 GAP = 6
+FRAMES = ["held_out/902603:", "seen/902904:concrete block|concrete barrier", "seen/900504:table|desk;refrigerator|fridge"]
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs/images/example.png")
     parser.add_argument("--frame", action="append", help="part/NAME:prompt;prompt of test/data/evaluation; repeat for more rows")
     arguments = parser.parse_args()
-    frames = arguments.frame or ["held_out/902603:sofa|couch", "held_out/903300:sofa|couch", "seen/901500:"]
+    frames = arguments.frame or FRAMES
     segmenter = Segmenter.load(arguments.model, offline=True)
     plain = segmenter.vocabulary
     rows = []

@@ -77,7 +77,8 @@ class MultiScaleDeformableAttention(nn.Module):
             grid = grid.transpose(1, 2).reshape(batch * heads, length, count, 2)
             sampled = F.grid_sample(level_map, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
             weight = weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, length, count)
-            parts.append(sampled * weight)  # (B * heads, depth, L, points)
+            # (B * heads, depth, L, points); in place where no gradient needs the samples: fresh memory costs time.
+            parts.append(sampled * weight if torch.is_grad_enabled() else sampled.mul_(weight))
         total = torch.cat(parts, dim=-1).sum(-1)
         return self.output_proj(total.view(batch, self.channels, length).transpose(1, 2).contiguous())
 

@@ -67,7 +67,7 @@ class Attention(nn.MultiheadAttention):
             # differ from FC-CLIP's in the sixth digit and some `mask > 0` flip; spelt out, they are equal to the last bit.
             scores = (q * math.sqrt(heads / channels)) @ k.transpose(-2, -1)
             if allowed is not None:
-                scores = scores.masked_fill(~allowed[:, None], float("-inf"))
+                scores.masked_fill_(~allowed[:, None], float("-inf"))
             y = scores.softmax(-1) @ v
         return self.out_proj(y.transpose(1, 2).flatten(2))
 

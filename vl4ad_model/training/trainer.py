@@ -39,6 +39,7 @@ from vl4ad_model.training.words import WordSampler
 from vl4ad_model.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
+SMALLEST_GAIN = 1e-4
 SMALLEST_SEGMENT = 12  # pixels of a crop; less is not asked for
 
 
@@ -273,12 +274,12 @@ class Trainer:
         try:
             result = validate(self.network, self._validation, self.vocabulary, self.text)
             line = {"step": self.step, "validation": {k: round(v, 4) for k, v in dataclasses.asdict(result).items()}}
+            # Patience wants a gain that is one, not the last digit's noise.
+            self._since_best = 0 if result.score > self.best + SMALLEST_GAIN else self._since_best + 1
             if result.score > self.best:
-                self.best, self._since_best = result.score, 0
+                self.best = result.score
                 self.save_model(self.folder / "model")
                 line["best"] = True
-            else:
-                self._since_best += 1
             self._write_log(line)
         finally:
             self._decoder.load_state_dict(trained)

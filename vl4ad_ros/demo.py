@@ -10,14 +10,18 @@ import json
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
 from vl4ad_model.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from vl4ad_ros.output_recording import RecordedMessage
 
 HAZARDS = ["tyre|tire", "sofa|couch", "cardboard box", "ladder"]
 TOPICS = ("segmentation", "anomaly_score")
@@ -41,9 +45,10 @@ class Answer:
 
 @dataclass
 class Playback:
-    """What was sent: per pass, stamp -> index of the frame; and when the words were changed."""
+    """What was sent: per pass, stamp -> index of the frame; those asked for once more; and when the words were changed."""
 
     sent: list[dict[tuple[int, int], int]] = field(default_factory=list)
+    asked_again: dict[tuple[int, int], int] = field(default_factory=dict)
     seconds: float = 0.0
     accepted: bool = False
     reason: str = ""
@@ -63,7 +68,12 @@ class HazardResult:
 
 @dataclass(frozen=True)
 class Summary:
-    """The demo's numbers. Latencies in ms, from a header's stamp to the arrival of the anomaly score; AP and FPR95 0..1."""
+    """The demo's numbers. Latencies in ms, from a header's stamp to the arrival of the anomaly score; AP and FPR95 0..1.
+
+    Attributes:
+        recording: the bag with all that was sent and received.
+        recorded: its topics and their numbers of messages.
+    """
 
     model: str
     engine: str
@@ -82,6 +92,9 @@ class Summary:
     fpr95_before: float
     fpr95_after: float
     hazards: list[HazardResult]
+    recording: str = ""
+    recording_bytes: int = 0
+    recorded: dict[str, int] = field(default_factory=dict)
 
 
 def default_bag() -> Path:
@@ -103,7 +116,7 @@ def main(
     """Run the detector on a recorded drive, name hazards half-way, and show what changed."""
     from rich.console import Console
 
-    from vl4ad_ros import demo_page, demo_recording
+    from vl4ad_ros import demo_page, demo_recording, output_recording
     from vl4ad_ros.detector_client import DetectorClient
     from vl4ad_ros.detector_process import DetectorProcess, own_domain
 
@@ -132,11 +145,16 @@ def main(
             pairs = pairs_of(answers)
             if playback.accepted and len(pairs[0]) < FEWEST_PAIRS:
                 with console.status("too slow a machine to answer the same frames twice in time: asking for some one by one"):
-                    pairs = ask_one_by_one(user, recording)
+                    pairs = ask_one_by_one(user, recording, playback)
     if not playback.accepted:
         raise EvaluationError(f"the detector refused the prompts: {playback.reason}")
+    with console.status("writing the recording"):
+        # After the drive, so that its cost is in none of the numbers.
+        kept = out / "recording"
+        counts = output_recording.write_bag(kept, recorded_messages(user, recording, playback))
     with console.status("comparing before and after"):
         summary, before, after = compare(recording, playback, answers, pairs, prompts, node)
+        summary = replace(summary, recording=str(kept), recording_bytes=output_recording.size_of(kept), recorded=counts)
         page = demo_page.write(out, recording, summary, before, after)
         (out / "summary.json").write_text(json.dumps(asdict(summary), indent=1), encoding="utf-8")
     console.print(demo_page.table(summary, page))
@@ -208,6 +226,27 @@ def collect(user, playback: Playback) -> list[list[Answer]]:
     return rounds
 
 
+def recorded_messages(user, recording, playback: Playback) -> Iterator[RecordedMessage]:
+    """What was sent and everything that came: images at their stamps, outputs and words at their arrival."""
+    from std_msgs.msg import String
+
+    from vl4ad_ros.detector_client import NODE, deserialize_image
+    from vl4ad_ros.output_recording import RecordedMessage
+
+    for sent in (*playback.sent, playback.asked_again):
+        for stamp, index in sent.items():
+            frame = recording.frames[index]
+            message = deserialize_image(frame.raw, frame.message_type)
+            message.header.stamp.sec, message.header.stamp.nanosec = stamp
+            yield RecordedMessage(recording.image_topic, frame.message_type, stamp[0] * 10**9 + stamp[1], message)
+    for topic, received in user.collected.outputs.items():
+        for each in received.values():
+            yield RecordedMessage(f"{NODE}/{topic}", "sensor_msgs/msg/Image", round(each.when * 1e9), each.message)
+    for words in user.collected.labels:
+        text = json.dumps(words.content, ensure_ascii=False)
+        yield RecordedMessage(f"{NODE}/labels", "std_msgs/msg/String", round(words.when * 1e9), String(data=text), latched=True)
+
+
 def pairs_of(rounds: list[list[Answer]]) -> tuple[dict[int, Answer], dict[int, Answer]]:
     """The answers to the frames that were answered in both rounds, with the old words and with the new ones."""
     newest = max((answer.version for answer in rounds[1]), default=0)
@@ -217,7 +256,7 @@ def pairs_of(rounds: list[list[Answer]]) -> tuple[dict[int, Answer], dict[int, A
     return {index: before[index] for index in common}, {index: after[index] for index in common}
 
 
-def ask_one_by_one(user, recording) -> tuple[dict[int, Answer], dict[int, Answer]]:
+def ask_one_by_one(user, recording, playback: Playback) -> tuple[dict[int, Answer], dict[int, Answer]]:
     """Some frames, evenly spread, each waited for: first with the hazards named, then without."""
     from vl4ad_ros.detector_client import deserialize_image, pixels
 
@@ -229,6 +268,7 @@ def ask_one_by_one(user, recording) -> tuple[dict[int, Answer], dict[int, Answer
             message = deserialize_image(recording.frames[index].raw, recording.frames[index].message_type)
             message.header.stamp = user.now()
             stamp = user.send_message(message)
+            playback.asked_again[stamp] = index
             labels, scores = (user.output(topic, stamp, timeout=30) for topic in TOPICS)
             if labels is not None and scores is not None:
                 answers[index] = Answer(index, pixels(labels), pixels(scores), float("nan"), 0)

@@ -45,6 +45,9 @@ def table(summary: Summary, page: Path) -> Table:
     result.add_section()
     result.add_row("page", str(page))
     result.add_row("picture", str(page.with_name("demo.png")))
+    if summary.recording:
+        topics = ", ".join(f"{count} {topic.split('/', 2)[-1]}" for topic, count in summary.recorded.items())
+        result.add_row("recording", f"{summary.recording} ({summary.recording_bytes / 1e6:.0f} MB mcap: {topics})")
     return result
 
 
@@ -217,7 +220,20 @@ Latency is from the header's stamp to the arrival of the anomaly score in anothe
 <h2>Score over the drive</h2>{_timeline(recording, before, after)}
 <h2>Each kind of hazard</h2><table><tr><th>hazard</th><th>AP before</th><th>AP after</th><th>pixels named right</th></tr>{hazards}
 </table><h2>Frames</h2><p>Chosen by the labels alone: for each kind of hazard the frame in which it is largest.</p>
-{_legend(summary.prompts)}<div class="frames">{frames}</div></body></html>"""
+{_legend(summary.prompts)}<div class="frames">{frames}</div>{_recorded(summary)}</body></html>"""
+
+
+def _recorded(summary: Summary) -> str:
+    """Where the messages themselves are, and how to play them."""
+    if not summary.recording:
+        return ""
+    rows = "".join(
+        f"<tr><td><code>{html.escape(topic)}</code></td><td>{count}</td></tr>" for topic, count in summary.recorded.items()
+    )
+    play = html.escape(f"ros2 bag play {summary.recording}")
+    return f"""<h2>Recording</h2><p>Every image that was sent and every message that came back, as they were, in an mcap bag
+({summary.recording_bytes / 1e6:.0f} MB) that rosbag2 and Foxglove read: <code>{play}</code></p>
+<table><tr><th>topic</th><th>messages</th></tr>{rows}</table>"""
 
 
 def json_list(prompts: list[str]) -> str:

@@ -71,7 +71,35 @@ def _perfect(labels: torch.Tensor, columns: dict[int, int], words: Words, void: 
 @pytest.fixture(scope="module")
 def small_words():
     rows = torch.eye(6)
-    return Words(rows[:5], torch.tensor([[0, 1], [2, 2], [3, 4]]), {"sofa": 2})
+    return Words(rows[:5], torch.tensor([[0, 1], [2, 2], [3, 4]]), {"sofa": 2}, torch.tensor([0, 0, 1, 2, 2]), {"sofa": 2})
+
+
+def _things(owners: dict[int, int]) -> torch.Tensor:
+    things = torch.full((1, 256), -1)
+    for segment, owner in owners.items():
+        things[0, segment] = owner
+    return things
+
+
+def test_the_name_loss_wants_one_of_the_things_names_and_no_other_word(small_words):
+    scale = torch.tensor(20.0).log().requires_grad_()
+
+    def loss(embeddings, things, words=small_words):
+        return losses.name_loss(embeddings, torch.as_tensor(things), torch.ones(len(embeddings)), words, scale)
+
+    rows, owners = torch.eye(6)[:5], torch.tensor([0, 0, 1, 2, 2])
+    assert float(loss(3 * rows[2:3], [1])) < 1e-3, "length does not matter"
+    assert float(loss(torch.nn.functional.normalize(rows[:1] + rows[1:2], dim=-1), [0])) < 1e-3, "its other names are not wrong"
+    assert float(loss(rows[3:4], [1])) > 10
+    assert float(loss(rows, torch.where(owners == 1, 1, -1))) < 1e-3, "what has no name is left out"
+    nothing = loss(rows.clone().requires_grad_(), torch.full((5,), -1))
+    nothing.backward()
+    assert float(nothing.detach()) == 0 and scale.grad is None
+    alike = Words(torch.stack((rows[0], 0.9 * rows[0] + 0.43 * rows[1])), small_words.index, {}, torch.tensor([0, 1]), {})
+    assert float(loss(alike.rows[1:], [0], alike)) < 1, "names of one meaning do not compete"
+    wrong_and_right = torch.stack((rows[3], rows[2]))
+    weighted = losses.name_loss(wrong_and_right, torch.tensor([1, 1]), torch.tensor([1.0, 3.0]), small_words, scale)
+    assert float(weighted) == pytest.approx(float(loss(rows[3:4], [1])) / 4, rel=1e-3)
 
 
 def test_losses_vanish_for_perfect_proposals_and_grow_with_every_mistake(small_words):
@@ -85,7 +113,7 @@ def test_losses_vanish_for_perfect_proposals_and_grow_with_every_mistake(small_w
         torch.manual_seed(1)
         return losses.proposal_losses(
             heads,
-            losses.Targets(labels, (columns,)),
+            losses.Targets(labels, (columns,), _things({0: 0, 1: 1, 100: 2}), torch.ones(1, 256)),
             small_words,
             void,
             scale,
@@ -149,6 +177,9 @@ def test_words_vary_but_stay_true(sampler):
         assert words.void_column == len(words.index)
     assert len({n for index, n in counts if index == 0}) > 3, "how many synonyms are drawn varies"
     assert 20 < named < 110, "some hazards are named, some are not"
+    owned = {name: {place[i] for i in torch.where(words.owners == owner)[0].tolist()} for name, owner in words.things.items()}
+    assert owned == {name: set(all_) for name, all_ in names.items()}
+    assert {place[i] for i in torch.where(words.owners == 0)[0].tolist()} == set(vocabulary.classes[0].alternative_concepts)
 
 
 def losses_generic():
@@ -221,6 +252,18 @@ def test_augmentation_keeps_labels_and_pixels_together(rendered):
     assert names == {"sofa", "chess pawn"}
 
 
+def test_rare_crops_show_more_segments():
+    labels = np.zeros((96, 320), np.uint8)
+    labels[:, 300:310], labels[:, 310:] = 11, 12
+    frame = Frame(np.zeros((96, 320, 3), np.uint8), labels, {})
+
+    def rich(share: float) -> int:
+        views = (augment(frame, (96, 96), (1.0, 1.0), None, np.random.default_rng(s), rare_crops=share) for s in range(60))
+        return sum(len(np.unique(view.labels)) > 1 for view in views)
+
+    assert rich(1.0) > 1.4 * rich(0.0) > 0
+
+
 def test_a_crop_of_an_image_that_is_too_small_is_padded_and_ignored():
     frame = Frame(np.full((32, 32, 3), 200, np.uint8), np.zeros((32, 32), np.uint8), {})
     out = augment(frame, (64, 64), (1.0, 1.0), None, np.random.default_rng(0))
@@ -267,7 +310,8 @@ def _settings(rendered: Path, **changes) -> dict:
     return {
         "model": "tiny", "data": [source], "validation": [source], "crop": [64, 96], "scales": [0.8, 1.2], "anchored_queries": True,
         "steps": 24, "warmup_steps": 4, "batch_size": 2, "learning_rate": 0.002, "points": 512, "ema_decay": 0.5,
-        "validate_every": 24, "validation_images": 2, "checkpoint_every": 12, "workers": 0, "threads": 1, **changes,
+        "validate_every": 24, "validation_images": 2, "checkpoint_every": 12, "workers": 0, "threads": 1, "name_weight": 0.5,
+        "rare_crops": 0.5, **changes,
     }  # fmt: skip
 
 

@@ -44,10 +44,16 @@ class CutOuts:
 
 
 def augment(
-    frame: Frame, crop: tuple[int, int], scales: tuple[float, float], cutouts: CutOuts | None, r: np.random.Generator
+    frame: Frame,
+    crop: tuple[int, int],
+    scales: tuple[float, float],
+    cutouts: CutOuts | None,
+    r: np.random.Generator,
+    *,
+    rare_crops: float = 0.0,
 ) -> Frame:
-    """A random view of a frame, of size `crop`."""
-    frame = random_crop(frame, crop, scales, r)
+    """A random view of a frame, of size `crop`; `rare_crops` as `TrainingConfig` says."""
+    frame = random_crop(frame, crop, scales, r, places=3 if r.random() < rare_crops else 1)
     if r.random() < 0.5:
         frame = Frame(frame.rgb[:, ::-1].copy(), frame.labels[:, ::-1].copy(), frame.hazards)
     if cutouts is not None and cutouts.names:
@@ -58,8 +64,13 @@ def augment(
     return Frame(camera_faults(shake_colours(rgb, r), r), frame.labels, frame.hazards)
 
 
-def random_crop(frame: Frame, crop: tuple[int, int], scales: tuple[float, float], r: np.random.Generator) -> Frame:
-    """Scale by a random factor and cut; where the image is too small, pad with grey that is ignored."""
+def random_crop(
+    frame: Frame, crop: tuple[int, int], scales: tuple[float, float], r: np.random.Generator, *, places: int = 1
+) -> Frame:
+    """Scale by a random factor and cut where, of so many random places, most segments are.
+
+    Where the image is too small it is padded with grey that is ignored.
+    """
     height, width = frame.labels.shape
     factor = float(np.exp(r.uniform(np.log(scales[0]), np.log(scales[1]))))
     stretch = float(np.exp(r.normal(0, 0.06)))
@@ -70,8 +81,11 @@ def random_crop(frame: Frame, crop: tuple[int, int], scales: tuple[float, float]
     if any(missing):
         rgb = cv2.copyMakeBorder(rgb, 0, missing[0], 0, missing[1], cv2.BORDER_CONSTANT, value=(124, 117, 104))
         labels = cv2.copyMakeBorder(labels, 0, missing[0], 0, missing[1], cv2.BORDER_CONSTANT, value=IGNORED)
-    top, left = (int(r.integers(0, have - want + 1)) for have, want in zip(labels.shape, crop, strict=True))
-    part = np.s_[top : top + crop[0], left : left + crop[1]]
+    parts = []
+    for _ in range(places):
+        top, left = (int(r.integers(0, have - want + 1)) for have, want in zip(labels.shape, crop, strict=True))
+        parts.append(np.s_[top : top + crop[0], left : left + crop[1]])
+    part = parts[0] if places == 1 else max(parts, key=lambda p: len(np.unique(labels[p][::3, ::3])))
     return Frame(rgb[part].copy(), labels[part].copy(), frame.hazards)
 
 

@@ -19,6 +19,8 @@ from vl4ad_model.training.words import Words
 
 IGNORED = 255
 ABSENT, NOTHING = -2, -1
+# Names this alike are not told apart: whoever sees a "boulder" may say "rock".
+SAME_MEANING = 0.7
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class LossWeights:
     dice_weight: float = 5.0
     map_weight: float = 2.0
     no_object_weight: float = 0.1
+    name_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,14 @@ class Targets:
     Attributes:
         labels: (B, H, W) int64: ids of known classes, ids of unnamed or hazard segments, 255 = ignored.
         columns: per image, segment id -> class column of the step's vocabulary; void for what it does not name.
+        things: (B, 256) int64, segment id -> owner in `Words.owners`; -1 = nothing with a name.
+        emphasis: (B, 256) float, segment id -> its weight in the name loss.
     """
 
     labels: Tensor
     columns: tuple[dict[int, int], ...]
+    things: Tensor
+    emphasis: Tensor
 
 
 def sample_points(labels: Tensor, count: int) -> Tensor:
@@ -78,6 +85,31 @@ def class_logits(embeddings: Tensor, words: Words, void: Tensor, logit_scale: Te
     return torch.cat((best, of_void[..., None]), dim=-1) * logit_scale.exp().clamp_max(100.0)
 
 
+def name_loss(embeddings: Tensor, things: Tensor, weights: Tensor, words: Words, logit_scale: Tensor) -> Tensor:
+    """Cross-entropy of the right name among ALL words of the training, whatever the step's vocabulary is.
+
+    A step's vocabulary offers a few dozen names; telling thousands apart teaches far more about where in CLIP's space a thing lies.
+
+    Args:
+        embeddings: (n, D), not normalised. things: (n,) int64 owners; -1 = left out. weights: (n,) of the mean.
+        logit_scale: logarithm; not trained by this loss.
+    """
+    chosen = things >= 0
+    if not bool(chosen.any()):
+        return embeddings.sum() * 0
+    unit, things, weights = F.normalize(embeddings[chosen].float(), dim=-1), things[chosen], weights[chosen]
+    own = words.owners[None] == things[:, None]
+    # One of the thing's names at a time, drawn anew: a synonym is as right as the name.
+    draw = torch.multinomial(own.float(), 1)[:, 0]
+    near = words.rows[draw] @ words.rows.T > SAME_MEANING
+    logits = (unit @ words.rows.T) * logit_scale.detach().exp().clamp_max(100.0)
+    logits = logits.masked_fill(own | near | (words.owners < 0)[None], float("-inf"))
+    right = (unit * words.rows[draw]).sum(-1, keepdim=True) * logit_scale.detach().exp().clamp_max(100.0)
+    every = torch.cat((right, logits), dim=-1)
+    each = F.cross_entropy(every, torch.zeros_like(draw), reduction="none")
+    return (each * weights).sum() / weights.sum()
+
+
 def proposal_losses(
     heads: list[QueryMasks],
     targets: Targets,
@@ -88,6 +120,7 @@ def proposal_losses(
     weights: LossWeights,
     points: int,
     anchored: int = 0,
+    seen_points: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """All losses of a batch, summed over the heads (deep supervision).
 
@@ -96,15 +129,16 @@ def proposal_losses(
         words: the step's vocabulary.
         void: (D,) the void embedding; logit_scale: logarithm.
         anchored: the first so many queries stand for the known class of their index; 0 = all are matched.
+        seen_points: (B, P) flat pixel indices and (B, P, D) class embeddings of those pixels alone, for the name loss.
 
     Returns:
-        "total" and its parts "mask", "dice", "class", "map", scalars; parts are before their weight.
+        "total" and its parts "mask", "dice", "class", "map", "name", scalars; parts are before their weight.
     """
     height, width = targets.labels.shape[-2:]
     chosen = sample_points(targets.labels, points)
     point_labels = targets.labels.flatten(1).gather(1, chosen)
     valid = (point_labels != IGNORED).float()
-    sums = {name: heads[0].mask_logits.new_zeros((), dtype=torch.float32) for name in ("mask", "dice", "class", "map")}
+    sums = {name: heads[0].mask_logits.new_zeros((), dtype=torch.float32) for name in ("mask", "dice", "class", "map", "name")}
     for head in heads:
         logits = at_points(head.mask_logits, chosen, (height, width)).float()
         of_class = class_logits(head.query_embeddings, words, void, logit_scale)
@@ -113,6 +147,14 @@ def proposal_losses(
         sums["mask"] = sums["mask"] + mask
         sums["dice"] = sums["dice"] + dice
         sums["class"] = sums["class"] + _class_loss(of_class, owner, column, words.void_column, weights.no_object_weight, anchored)
+        if weights.name_weight:
+            sums["name"] = sums["name"] + _name_loss(
+                head.query_embeddings[:, anchored:], owner[:, anchored:], targets, words, logit_scale
+            ) / len(heads)
+    if weights.name_weight and seen_points is not None:
+        where, embeddings = seen_points
+        segments = targets.labels.flatten(1).gather(1, where)
+        sums["name"] = sums["name"] + _name_loss(embeddings, segments, targets, words, logit_scale)
     point_columns = _point_columns(point_labels, targets, words.void_column)
     sums["map"] = map_loss(logits, of_class.softmax(dim=-1)[..., :-1], point_columns, valid)
     count = len(heads)
@@ -121,6 +163,7 @@ def proposal_losses(
         + weights.dice_weight * sums["dice"] / count
         + weights.class_weight * sums["class"] / count
         + weights.map_weight * sums["map"]
+        + weights.name_weight * sums["name"]
     )
     return {"total": total, **sums}
 
@@ -140,6 +183,13 @@ def map_loss(point_logits: Tensor, probabilities: Tensor, point_columns: Tensor,
     below = torch.where(p < 0.98, p, 0.98 + 0.01 * (p - 0.98).clamp(max=1.0))
     wrong = -((1 - below).log() * (1 - target)).sum(-1)
     return ((hit + wrong) * valid).sum() / valid.sum().clamp_min(1)
+
+
+def _name_loss(embeddings: Tensor, segments: Tensor, targets: Targets, words: Words, logit_scale: Tensor) -> Tensor:
+    """Of embeddings (B, n, D) that answer for segments (B, n) int64; negative = for none."""
+    ids = segments.clamp_min(0)
+    things = targets.things.gather(1, ids).where(segments >= 0, -1)
+    return name_loss(embeddings.flatten(0, 1), things.flatten(), targets.emphasis.gather(1, ids).flatten(), words, logit_scale)
 
 
 def _owners(

@@ -33,13 +33,15 @@ from vl4ad_model.training import data as frames_on_disk
 from vl4ad_model.training.augmentation import CutOuts, augment
 from vl4ad_model.training.config import TrainingConfig
 from vl4ad_model.training.features import Pyramid, frozen_pyramid
-from vl4ad_model.training.losses import LossWeights, Targets, proposal_losses
+from vl4ad_model.training.losses import LossWeights, Targets, at_points, proposal_losses, sample_points
 from vl4ad_model.training.validation import ValidationResult, validate
 from vl4ad_model.training.words import WordSampler
 from vl4ad_model.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 SMALLEST_GAIN = 1e-4
+NAMED_POINTS = 96  # single pixels per image that the name loss asks for
+EASY, HAZARD = 0.2, 3.0  # weights in the name loss of known classes, and of rendered hazard types; cut-outs have 1
 SMALLEST_SEGMENT = 12  # pixels of a crop; less is not asked for
 
 
@@ -59,7 +61,7 @@ class Crops(torch.utils.data.IterableDataset):
             except TrainingError as error:
                 log.warning("skipped: %s", error)
                 continue
-            frame = augment(frame, self._config.crop, self._config.scales, self._cutouts, r)
+            frame = augment(frame, self._config.crop, self._config.scales, self._cutouts, r, rare_crops=self._config.rare_crops)
             image = torch.from_numpy(np.ascontiguousarray(frame.rgb.transpose(2, 0, 1)))
             yield image, torch.from_numpy(frame.labels.astype(np.int64)), frame.hazards
 
@@ -78,10 +80,18 @@ class Decoder(nn.Module):
         self.pixel_decoder, self.mask_decoder = network.pixel_decoder, network.mask_decoder
         self.void_embedding = network.void_embedding
 
-    def forward(self, pyramid: Pyramid) -> tuple[list[QueryMasks], Tensor, Tensor]:
-        heads = self.mask_decoder(self.pixel_decoder(pyramid), every_head=True)
+    def forward(
+        self, pyramid: Pyramid, points: Tensor | None = None, size: tuple[int, int] = (0, 0)
+    ) -> tuple[list[QueryMasks], Tensor | None, Tensor, Tensor]:
+        """Every head, the class embeddings (B, P, D) of single pixels at flat indices `points` of `size`, void, logit scale."""
+        features = self.pixel_decoder(pyramid)
+        heads = self.mask_decoder(features, every_head=True)
+        of_points = None
+        if points is not None:
+            single = at_points(features.mask_features, points, size).transpose(1, 2)
+            of_points = self.mask_decoder.class_embed(self.mask_decoder._mask_pooling_proj(single))
         # Clones: DistributedDataParallel counts a parameter that is itself an output as ready twice.
-        return heads, self.void_embedding.weight[0].clone(), self.mask_decoder.logit_scale.clone()
+        return heads, of_points, self.void_embedding.weight[0].clone(), self.mask_decoder.logit_scale.clone()
 
 
 class Trainer:
@@ -153,9 +163,8 @@ class Trainer:
             end_token=end_token,
             cache_folder=prompts.default_cache_folder(),
         )
-        names = {name: (name,) for name in frames_on_disk.hazard_names(list(dict.fromkeys(self._files)))}
-        names.update({name: (name,) for name in (self.cutouts.names if self.cutouts else ())})
-        names = {name: _training_names(name) for name in sorted(names)}
+        shown = frames_on_disk.hazard_names(list(dict.fromkeys(self._files))) | set(self.cutouts.names if self.cutouts else ())
+        names = self._names = {name: _training_names(name) for name in sorted(shown)}
         if config.anchored_queries and self.vocabulary.known_count >= self.model_config.queries:
             raise TrainingError(
                 f"anchored_queries needs more queries ({self.model_config.queries}) "
@@ -217,20 +226,22 @@ class Trainer:
         rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / config.steps)))
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        columns, words = self._targets(labels, hazards)
+        columns, things, emphasis, words = self._targets(labels, hazards)
+        named = sample_points(labels, NAMED_POINTS) if config.name_weight else None
         maps = pyramid(images)
         mixed = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.precision)
         with torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
-            heads, void, logit_scale = self._wrapped(maps)
+            heads, of_points, void, logit_scale = self._wrapped(maps, named, tuple(labels.shape[-2:]))
         losses = proposal_losses(
             [QueryMasks(head.mask_logits.float(), head.query_embeddings.float()) for head in heads],
-            Targets(labels, columns),
+            Targets(labels, columns, things.to(self.device), emphasis.to(self.device)),
             words.to(self.device),
             void,
             logit_scale,
             weights=weights,
             points=config.points,
             anchored=self._anchored,
+            seen_points=None if named is None or of_points is None else (named, of_points.float()),
         )
         if not torch.isfinite(losses["total"]):
             raise TrainingError(f"the loss is not finite in step {self.step}: lower the learning rate, or use fp32")
@@ -260,7 +271,15 @@ class Trainer:
             {i: i if i < known else words.columns.get(names.get(i, ""), words.void_column) for i in ids}
             for names, ids in zip(hazards, seen, strict=True)
         )
-        return columns, words
+        things = torch.full((len(hazards), 256), -1, dtype=torch.int64)
+        things[:, :known] = torch.arange(known)
+        emphasis = torch.ones(len(hazards), 256)
+        emphasis[:, :known] = EASY
+        for image, names in enumerate(hazards):
+            for i, name in names.items():
+                things[image, i] = words.things.get(name, -1)
+                emphasis[image, i] = HAZARD if len(self._names.get(name, ())) > 1 else 1.0
+        return columns, things, emphasis, words
 
     # --- results --------------------------------------------------------------------------------------------------------
 

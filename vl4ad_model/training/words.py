@@ -29,11 +29,21 @@ GENERIC_NAMES = (
 
 @dataclass(frozen=True)
 class Words:
-    """rows: (L, D) unit text rows; index: (C, A) rows of each class, padded by repetition; columns: hazard name -> class column."""
+    """One step's words.
+
+    Attributes:
+        rows: (L, D) unit text rows of all words of the training, drawn or not.
+        index: (C, A) rows of each class, padded by repetition.
+        columns: hazard name -> class column.
+        owners: (L,) int64: which thing each row is a name of; -1 = of nothing in particular.
+        things: hazard name -> owner; known class k has owner k.
+    """
 
     rows: Tensor
     index: Tensor
     columns: dict[str, int]
+    owners: Tensor
+    things: dict[str, int]
 
     @property
     def void_column(self) -> int:
@@ -42,7 +52,7 @@ class Words:
 
     def to(self, device: torch.device) -> Words:
         """The same on another device."""
-        return replace(self, rows=self.rows.to(device), index=self.index.to(device))
+        return replace(self, rows=self.rows.to(device), index=self.index.to(device), owners=self.owners.to(device))
 
 
 class WordSampler:
@@ -63,6 +73,16 @@ class WordSampler:
         self._place = {concept: index for index, concept in enumerate(concepts)}
         self._rows = torch.from_numpy(text.encode_concepts(concepts))
         self._pool = list(names)
+        self._things = {name: len(self._known) + i for i, name in enumerate(names)}
+        self._owners = torch.full((len(concepts),), -1, dtype=torch.int64)
+        # Where two things share a word it belongs to the one whose first name it is, or to the known class.
+        for name, all_ in names.items():
+            self._owners[[self._place[n] for n in all_]] = self._things[name]
+        for name in names:
+            self._owners[self._place[name]] = self._things[name]
+        for k, group in enumerate(self._known):
+            self._owners[[self._place[concept] for concept in group]] = k
+        self._things = {name: int(self._owners[self._place[name]]) for name in names}
         self._canonical = self._rows[[self._place[name] for name in self._pool]] if names else self._rows[:0]
 
     def sample(self, present: Sequence[str]) -> Words:
@@ -84,7 +104,7 @@ class WordSampler:
             groups += self._distractors(present)
         widest = max(map(len, groups))
         index = torch.tensor([[self._place[c] for c in (group + [group[0]] * widest)[:widest]] for group in groups])
-        return Words(self._rows, index, columns)
+        return Words(self._rows, index, columns, self._owners, self._things)
 
     def _some(self, concepts: Sequence[str]) -> list[str]:
         if self._rng.random() < 0.4:

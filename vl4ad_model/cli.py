@@ -38,6 +38,7 @@ BENCHMARKS: dict[str, tuple[str, str, str]] = {
     "network": ("vl4ad_model.benchmark", "benchmark_network", "Time and memory of every stage of a model."),
     "metrics": ("vl4ad_model.evaluation.commands", "benchmark_metrics", "Speed of the anomaly metrics."),
     "engines": ("vl4ad_model.engines.commands", "benchmark_engines", "Every engine that works here, side by side."),
+    "agreement": ("vl4ad_model.engines.agreement_command", "benchmark_agreement", "How far every engine is from PyTorch."),
     "node": ("vl4ad_ros.benchmark_node", "benchmark_node", "What the ROS node adds to the network's time."),
 }
 

@@ -1,0 +1,99 @@
+"""Engines agree with PyTorch where it counts: on rendered frames, a bag and a photograph; half precision keeps the ranking."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vl4ad_model import cli
+
+DATA = Path(__file__).parent / "data"
+
+
+def run(arguments, tmp_path, monkeypatch, capsys):
+    """Exit status, rows of the JSON file by engine, and what was printed."""
+    monkeypatch.setenv("COLUMNS", "200")
+    result = tmp_path / "agreement.json"
+    arguments = ["benchmark", "agreement", *map(str, arguments), "--json", str(result)]
+    status = cli.run(lambda: cli.build_app(arguments)(arguments))
+    printed = capsys.readouterr()
+    rows = {row["engine"]: row for row in json.loads(result.read_text())} if result.exists() else {}
+    return status, rows, printed.out + printed.err
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """The one photograph that a dependency brings: matplotlib's sample, a portrait by the US Navy, in the public domain."""
+    import matplotlib
+
+    source = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    if not source.exists():
+        pytest.skip("this matplotlib came without its sample photograph")
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    (folder / source.name).write_bytes(source.read_bytes())
+    return folder
+
+
+def assert_full_precision(row):
+    assert row["mask_logits"] <= 1e-3 and row["labels_worst"] >= 0.999 and row["anomaly"] <= 1e-3 and not row["outside"], row
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "size"), [("tiny", "192x320"), ("fcclip-r50", "128x256")])
+def test_full_precision_agrees_on_rendered_frames_and_a_photograph(model, size, photographs, tmp_path, monkeypatch, capsys):
+    folders = ["--images", DATA / "evaluation/held_out", "--images", photographs]
+    options = ["--model", model, "--size", size, "--every", 8, "--no-float64", *(["--untrained"] if model != "tiny" else [])]
+    status, rows, printed = run([*folders, *options], tmp_path, monkeypatch, capsys)
+    assert status == 0 and set(rows) == {"onnx", "openvino"}, printed
+    for row in rows.values():
+        assert row["frames"] == 3
+        assert_full_precision(row)
+
+
+@pytest.mark.slow
+def test_half_precision_keeps_labels_and_ranking_on_the_committed_set(tmp_path, monkeypatch, capsys):
+    """All frames that hold something to find, as ONNX Runtime computes the half-precision file."""
+    folders = ["--images", DATA / "evaluation/held_out", "--images", DATA / "evaluation/seen"]
+    options = ["--precision", "fp16", "--engines", "onnx", "--no-float64"]
+    status, rows, printed = run([*folders, *options], tmp_path, monkeypatch, capsys)
+    row = rows["onnx"]
+    assert status == 0 and row["frames"] == 36, printed
+    assert row["labels"] >= 0.995 and abs(row["average_precision"] - row["reference_precision"]) <= 0.005
+
+
+def test_an_engine_that_is_off_is_named_and_fails_the_command(tmp_path, monkeypatch, capsys):
+    """A network whose masks are off by one per cent."""
+    from vl4ad_model.engines.onnx_engine import _ONNXRunner
+
+    honest = _ONNXRunner.run
+    monkeypatch.setattr(_ONNXRunner, "run", lambda self, images: [1.01 * tensor for tensor in honest(self, images)])
+    options = ["--engines", "onnx", "--size", "64x96", "--every", 16, "--no-float64"]
+    status, rows, printed = run(["--images", DATA / "evaluation/held_out", *options], tmp_path, monkeypatch, capsys)
+    assert status == 1 and rows["onnx"]["mask_logits"] == pytest.approx(0.01, rel=0.01)
+    assert "onnx: mask logits differ by more than 0.001" in printed
+
+
+def test_frames_of_a_bag(tmp_path, monkeypatch, capsys):
+    options = ["--engines", "onnx", "--size", "64x96", "--every", 6, "--no-float64"]
+    status, rows, printed = run(["--bag", DATA / "demo_bag", *options], tmp_path, monkeypatch, capsys)
+    assert status == 0 and rows["onnx"]["frames"] >= 2, printed
+    assert_full_precision(rows["onnx"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "say --images FOLDER or --bag BAG"),
+        (
+            ["--images", DATA / "evaluation/held_out", "--every", 16, "--engines", "tensorrt"],
+            "'tensorrt' cannot be compared",
+        ),
+        (["--precision", "int8"], "use fp32, fp16"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(arguments, message, tmp_path, monkeypatch, capsys):
+    status, rows, printed = run(arguments, tmp_path, monkeypatch, capsys)
+    assert status == 2 and message in printed and not rows

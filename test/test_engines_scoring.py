@@ -20,7 +20,7 @@ compiled = pytest.mark.skipif(
 )
 
 
-def make(queries, size, image, seed, spread, merge=True, hazards=("tyre|tire",)):
+def make(queries, size, image, seed, spread, merge=True, hazards=("tyre|tire",), scale=2.0):
     g = torch.Generator().manual_seed(seed)
     vocabulary = Vocabulary.cityscapes().with_hazards(list(hazards))
     rows = torch.randn(sum(map(len, vocabulary.concept_groups)), 16, generator=g)
@@ -30,7 +30,7 @@ def make(queries, size, image, seed, spread, merge=True, hazards=("tyre|tire",))
         classifier="in_vocabulary",
         merge_classes=merge,
         void=torch.randn(16, generator=g),
-        in_logit_scale=2.0,
+        in_logit_scale=scale,
         out_logit_scale=2.0,
     )
     masks = torch.randn(1, queries, *size, generator=g) * spread
@@ -65,6 +65,24 @@ def test_compiled_scoring_equals_the_tiles(queries, h, w, cut_bottom, cut_right,
     assert (ours.anomaly - theirs.anomaly).abs().max() <= 1e-5 * max(1.0, float(theirs.anomaly.abs().max()))
     # Two classes that float32 cannot tell apart may change places.
     assert (ours.labels != theirs.labels).float().mean() <= max(1e-3, 1 / ours.labels.numel() if spread else 1.0)
+
+
+@compiled
+@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("scale", [2.0, 60.0])
+def test_leaving_out_what_cannot_matter_changes_nothing(merge, scale):
+    """A street as a trained model sees it: confident masks side by side with soft edges, most classes nowhere near winning."""
+    for seed in range(4):
+        proposals, classifier = make(40, (48, 80), (190, 318), seed, 1.0, merge, scale=scale)
+        g = torch.Generator().manual_seed(seed)
+        centre = torch.rand(40, 2, 1, 1, generator=g) * torch.tensor([48.0, 80.0])[:, None, None]
+        y, x = torch.meshgrid(torch.arange(48.0), torch.arange(80.0), indexing="ij")
+        distance = ((y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2).sqrt()
+        proposals.mask_logits[0] = 9.0 - 1.5 * distance
+        ours = Scorer().score(proposals, classifier)[0]
+        theirs = without_native(pytest.MonkeyPatch.context, proposals, classifier)
+        assert (ours.anomaly - theirs.anomaly).abs().max() <= 1e-5
+        assert (ours.labels != theirs.labels).float().mean() <= 1e-3
 
 
 @compiled

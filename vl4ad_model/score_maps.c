@@ -2,15 +2,27 @@
  * N x H x W. The same equations as scoring.py's tiles, for the one case that real-time models use: network size out, float32, CPU.
  *
  * The four horizontal positions between two mask columns are handled as four planes, so that every inner loop runs over
- * neighbouring floats; results are interleaved at the very end, when they are two numbers per pixel. Plain C with GCC's vector
- * types: one source for every CPU that GCC or Clang knows.
+ * neighbouring floats; results are interleaved at the very end, when they are two numbers per pixel. In most places most masks are
+ * nothing and most classes cannot win: interval arithmetic over a block of the small masks says which are left out (see `select_for`).
+ * Plain C with GCC's vector types: one source for every CPU that GCC or Clang knows.
  */
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
+/* What the processor's registers hold: compilers take longer vectors apart, comparisons even number by number. */
+#if defined(__AVX512F__)
 #define LANES 16
-#define BLOCK 8 /* rows of the class matrix at once: 16 accumulators of two vectors */
+#elif defined(__AVX2__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define BLOCK 2 /* rows of the class matrix come in multiples of this */
+#define COLUMNS (2 * LANES) /* mask columns of a block */
+#define STRIDE (3 * LANES)
+#define LEFT_OUT 4e-6f /* all masks together that are left out add at most this share of the largest class score */
 typedef float vf __attribute__((vector_size(4 * LANES)));
 typedef int32_t vi __attribute__((vector_size(4 * LANES)));
 typedef float uvf __attribute__((vector_size(4 * LANES), aligned(4)));
@@ -27,36 +39,251 @@ static inline vf sigmoid(vf x)
     vf t = x * -1.44269504088896341f;
     vf shifted = t + magic;
     vf f = t - (shifted - magic); /* in [-1/2, 1/2] */
-    vf p = splat(1.53533619e-4f);
-    p = p * f + 1.33988744e-3f;
-    p = p * f + 9.61843736e-3f;
-    p = p * f + 5.55033632e-2f;
-    p = p * f + 2.40226478e-1f;
-    p = p * f + 6.93147182e-1f;
+    vf p = splat(1.32647271e-3f); /* 2^f to 1e-7, least largest relative error */
+    p = p * f + 9.67151264e-3f;
+    p = p * f + 5.55073374e-2f;
+    p = p * f + 2.40222421e-1f;
+    p = p * f + 6.93146978e-1f;
     p = p * f + 1.0f;
     vf scale = (vf)(((vi)shifted << 23) + 0x3f800000);
     return 1.0f / (1.0f + p * scale);
 }
 
-/* Output rows top..bottom.
- *
- * masks: (n, h, w) logits. matrix: (n, rows) class probabilities, rows a multiple of BLOCK, zero-padded: columns 0..label_rows are the
- * classes among which the label is the first largest, known_first..known_last those of the anomaly score. labels, anomaly:
- * (height, width), of which this call writes its rows; height <= 4 h, width <= 4 w. Returns 0, or 1 when memory ran out.
- */
-int vl4ad_score(const float *masks, int n, int h, int w, const float *matrix, int rows, int label_rows, int known_first,
-                int known_last, int width, int top, int bottom, uint8_t *labels, float *anomaly)
+/* Largest and least of floats first..last of two rows. */
+static inline void extent(const float *a, const float *b, int first, int last, float *largest, float *least)
 {
-    const int padded = (w + 2 * LANES - 1) / (2 * LANES) * (2 * LANES);
-    const int stride = padded + 2 * LANES;
-    float *memory = NULL;
-    const size_t line = (size_t)n * stride, scores = (size_t)n * 2 * LANES, planes = (size_t)4 * padded;
-    if (posix_memalign((void **)&memory, 64, sizeof(float) * (line + scores + 2 * planes)))
-        return 1;
-    float *blended = memory, *s = memory + line, *anomaly_planes = s + scores;
-    int32_t *label_planes = (int32_t *)(anomaly_planes + planes);
-    memset(blended, 0, sizeof(float) * line);
+    float high[LANES], low[LANES];
+    if (last - first >= LANES) {
+        vf most = *(const uvf *)(a + first), few = most;
+        for (int x = first;; x += LANES) {
+            if (x > last - LANES) /* the last vector overlaps the one before */
+                x = last - LANES;
+            vf u = *(const uvf *)(a + x), v = *(const uvf *)(b + x);
+            vf more = choose(u > v, u, v), less = choose(u > v, v, u);
+            most = choose(more > most, more, most);
+            few = choose(less < few, less, few);
+            if (x == last - LANES)
+                break;
+        }
+        memcpy(high, &most, sizeof high);
+        memcpy(low, &few, sizeof low);
+    } else {
+        for (int k = 0; k < LANES; k++) {
+            const int x = first + k < last ? first + k : last - 1;
+            high[k] = a[x] > b[x] ? a[x] : b[x];
+            low[k] = a[x] > b[x] ? b[x] : a[x];
+        }
+    }
+    for (int half = LANES / 2; half; half /= 2)
+        for (int k = 0; k < half; k++) {
+            high[k] = high[k] > high[k + half] ? high[k] : high[k + half];
+            low[k] = low[k] < low[k + half] ? low[k] : low[k + half];
+        }
+    *largest = high[0];
+    *least = low[0];
+}
 
+#define FOR_LABEL (1 << 16)
+#define FOR_KNOWN (1 << 17)
+
+struct job {
+    const float *masks, *matrix;
+    int n, h, w, rows, label_rows, known_first, known_last, width;
+    uint8_t *labels;
+    float *anomaly, *memory;
+};
+
+/* What one block of columns needs: masks, rows of the class matrix (with what for), and that part of the matrix. */
+struct choice {
+    int *masks, *rows;
+    float *matrix;
+    int mask_count, row_count;
+};
+
+static inline int use_of(const struct job *job, int row)
+{
+    return (row < job->label_rows ? FOR_LABEL : 0) | (row >= job->known_first && row < job->known_last ? FOR_KNOWN : 0);
+}
+
+/* Choose for the pixels between mask rows above and below (offsets) and columns first..last. A class is left out whose score can
+ * nowhere reach what another surely has everywhere; masks that together add at most LEFT_OUT of the largest class score are, too.
+ * log_all and log_label: logarithm of each mask's largest class probability, of all rows and of those for the label.
+ * room: 4 floats per mask (each part padded to LANES) and 2 per row.
+ */
+static void select_for(const struct job *job, size_t above, size_t below, int first, int last, const float *log_all,
+                       const float *log_label, float *room, struct choice *choice)
+{
+    const int n = job->n, rows = job->rows, even = (n + LANES - 1) / LANES * LANES;
+    const size_t plane = (size_t)job->h * job->w;
+    float *largest = room, *least = largest + even, *upper = least + even, *lower = upper + rows;
+    float surely = -INFINITY;
+    for (int i = 0; i < n; i++) {
+        extent(job->masks + i * plane + above, job->masks + i * plane + below, first, last, &largest[i], &least[i]);
+        /* log(sigmoid(x)) is between min(x, 0) - log(2) and min(x, 0) */
+        const float here = log_label[i] + (least[i] < 0 ? least[i] : 0) - 0.6931472f;
+        surely = here > surely ? here : surely;
+    }
+    const float limit = surely + logf(LEFT_OUT / n);
+    choice->mask_count = 0;
+    for (int i = 0; i < n; i++)
+        if (log_all[i] + (largest[i] < 0 ? largest[i] : 0) >= limit)
+            choice->masks[choice->mask_count++] = i;
+
+    for (int i = 0; i < even; i += LANES) {
+        *(uvf *)(largest + i) = sigmoid(*(uvf *)(largest + i));
+        *(uvf *)(least + i) = sigmoid(*(uvf *)(least + i));
+    }
+    memset(upper, 0, sizeof(float) * 2 * rows);
+    for (int i = 0; i < n; i++) {
+        const float *restrict c = job->matrix + (size_t)i * rows;
+        const float high = largest[i], low = least[i];
+        for (int row = 0; row < rows; row++) {
+            upper[row] += c[row] * high;
+            lower[row] += c[row] * low;
+        }
+    }
+    float best = 0, known = 0;
+    for (int row = 0; row < rows; row++) {
+        const int use = use_of(job, row);
+        best = use & FOR_LABEL && lower[row] > best ? lower[row] : best;
+        known = use & FOR_KNOWN && lower[row] > known ? lower[row] : known;
+    }
+    choice->row_count = 0;
+    for (int row = 0; row < rows; row++) {
+        int use = use_of(job, row);
+        const float reach = upper[row] * 1.0001f; /* far more than rounding and LEFT_OUT can do */
+        use &= (reach >= best ? FOR_LABEL : 0) | (reach >= known ? FOR_KNOWN : 0);
+        if (use)
+            choice->rows[choice->row_count++] = row | use;
+    }
+}
+
+static void select_all(const struct job *job, struct choice *choice)
+{
+    choice->mask_count = job->n;
+    for (int i = 0; i < job->n; i++)
+        choice->masks[i] = i;
+    choice->row_count = 0;
+    for (int row = 0; row < job->rows; row++)
+        if (use_of(job, row))
+            choice->rows[choice->row_count++] = row | use_of(job, row);
+}
+
+static void gather_matrix(const struct job *job, struct choice *choice)
+{
+    const int wide = (choice->row_count + BLOCK - 1) / BLOCK * BLOCK;
+    for (int k = 0; k < choice->mask_count; k++)
+        for (int r = 0; r < wide; r++)
+            choice->matrix[(size_t)k * wide + r] =
+                r < choice->row_count ? job->matrix[(size_t)choice->masks[k] * job->rows + (choice->rows[r] & 0xffff)] : 0;
+}
+
+struct winner {
+    vf best[2], known[2];
+    vi label[2];
+};
+
+/* `many` rows from `first`: their scores, and who wins so far. Inlined for each constant `many`. */
+static inline __attribute__((always_inline)) void combine(const struct choice *choice, int wide, int first, const int many,
+                                                          const float *s, struct winner *now)
+{
+    vf sum[12][2];
+    for (int r = 0; r < many; r++)
+        sum[r][0] = sum[r][1] = splat(0);
+    for (int k = 0; k < choice->mask_count; k++) {
+        const float *c = choice->matrix + (size_t)k * wide + first;
+        vf s0 = *(const vf *)(s + (size_t)k * COLUMNS), s1 = *(const vf *)(s + (size_t)k * COLUMNS + LANES);
+        for (int r = 0; r < many; r++) {
+            sum[r][0] += c[r] * s0;
+            sum[r][1] += c[r] * s1;
+        }
+    }
+    for (int r = 0; r < many && first + r < choice->row_count; r++) {
+        const int row = choice->rows[first + r] & 0xffff, use = choice->rows[first + r];
+        for (int half = 0; half < 2; half++) {
+            if (use & FOR_LABEL) {
+                vi better = sum[r][half] > now->best[half];
+                now->best[half] = choose(better, sum[r][half], now->best[half]);
+                now->label[half] = (better & row) | (~better & now->label[half]);
+            }
+            if (use & FOR_KNOWN) /* written so that NaN is kept */
+                now->known[half] = choose(now->known[half] >= sum[r][half], now->known[half], sum[r][half]);
+        }
+    }
+}
+
+static inline void blend_rows(const float *a, const float *b, float blend, int first, int last, float *out)
+{
+    if (last - first < LANES) {
+        for (int x = first; x < last; x++)
+            out[x - first] = a[x] + blend * (b[x] - a[x]);
+        return;
+    }
+    for (int x = first;; x += LANES) {
+        if (x > last - LANES)
+            x = last - LANES;
+        vf u = *(const uvf *)(a + x), v = *(const uvf *)(b + x);
+        *(uvf *)(out + x - first) = u + blend * (v - u);
+        if (x == last - LANES)
+            break;
+    }
+}
+
+static int all_finite(const float *values, size_t count)
+{
+    vf sum = splat(0);
+    size_t x = 0;
+    for (; x + LANES <= count; x += LANES)
+        sum += *(const uvf *)(values + x) * 0.0f;
+    float total = 0;
+    for (; x < count; x++)
+        total += values[x] * 0.0f;
+    for (int k = 0; k < LANES; k++)
+        total += sum[k];
+    return total == 0;
+}
+
+/* Rows of the class matrix must be a multiple of this. */
+int vl4ad_block(void) { return BLOCK; }
+
+static size_t floats_needed(const struct job *job)
+{
+    const size_t blocks = (job->w + COLUMNS - 1) / COLUMNS;
+    const size_t n = job->n, rows = job->rows;
+    return n * (STRIDE + COLUMNS + 4) + 2 * LANES + 8 * blocks * COLUMNS + 2 * rows + blocks * (n + rows + n * rows);
+}
+
+/* Output rows top..bottom. */
+static void score_rows(const struct job *job, int top, int bottom)
+{
+    const float *masks = job->masks, *matrix = job->matrix;
+    const int n = job->n, h = job->h, w = job->w, rows = job->rows, label_rows = job->label_rows, width = job->width;
+    const int blocks = (w + COLUMNS - 1) / COLUMNS, padded = blocks * COLUMNS;
+    const size_t plane = (size_t)h * w, planes = (size_t)4 * padded;
+    float *blended = job->memory, *s = blended + (size_t)n * STRIDE, *anomaly_planes = s + (size_t)n * COLUMNS;
+    int32_t *label_planes = (int32_t *)(anomaly_planes + planes);
+    float *log_all = (float *)(label_planes + planes), *log_label = log_all + n;
+    float *room = log_label + n, *next = room + 2 * (n + LANES) + 2 * rows;
+    struct choice choices[blocks];
+    for (int b = 0; b < blocks; b++, next += (size_t)n * rows + n + rows)
+        choices[b] = (struct choice){(int *)(next + (size_t)n * rows), (int *)(next + (size_t)n * rows + n), next, 0, 0};
+    memset(blended, 0, sizeof(float) * n * STRIDE);
+
+    int usable = all_finite(matrix, (size_t)n * rows); /* what is no number is never left out */
+    const int source_top = top / 4 > 0 ? top / 4 - 1 : 0, source_bottom = bottom / 4 + 2 < h ? bottom / 4 + 2 : h;
+    for (int i = 0; i < n; i++) {
+        usable &= all_finite(masks + i * plane + (size_t)source_top * w, (size_t)(source_bottom - source_top) * w);
+        float all = 0, label = 0;
+        for (int row = 0; row < rows; row++) {
+            const float c = matrix[(size_t)i * rows + row];
+            all = c > all ? c : all;
+            label = row < label_rows && c > label ? c : label;
+        }
+        log_all[i] = logf(all);
+        log_label[i] = logf(label);
+    }
+
+    int last_above = -1, last_below = -1;
     for (int y = top; y < bottom; y++) {
         float position = (y + 0.5f) * 0.25f - 0.5f;
         if (position < 0)
@@ -64,65 +291,95 @@ int vl4ad_score(const float *masks, int n, int h, int w, const float *matrix, in
         int above = (int)position < h - 1 ? (int)position : h - 1;
         int below = above + 1 < h ? above + 1 : h - 1;
         float blend = position - above;
-        for (int i = 0; i < n; i++) {
-            const float *a = masks + ((size_t)i * h + above) * w, *b = masks + ((size_t)i * h + below) * w;
-            float *out = blended + (size_t)i * stride + LANES; /* one column beside each end repeats the end */
-            for (int x = 0; x < w; x++)
-                out[x] = a[x] + blend * (b[x] - a[x]);
-            out[-1] = out[0];
-            out[w] = out[w - 1];
-        }
-        for (int x = 0; x < padded; x += 2 * LANES) {
+        const int fresh = above != last_above || below != last_below;
+        last_above = above;
+        last_below = below;
+        for (int x = 0; x < padded; x += COLUMNS) {
+            const int begin = x > 0 ? x - 1 : 0, end = x + COLUMNS + 1 < w ? x + COLUMNS + 1 : w;
+            struct choice *choice = choices + x / COLUMNS;
+            if (fresh) {
+                if (usable)
+                    select_for(job, (size_t)above * w, (size_t)below * w, begin, end, log_all, log_label, room, choice);
+                else
+                    select_all(job, choice);
+                gather_matrix(job, choice);
+            }
+            const int m = choice->mask_count;
+            for (int k = 0; k < m; k++) {
+                const float *mask = masks + choice->masks[k] * plane;
+                float *out = blended + (size_t)k * STRIDE; /* out[j] is column x - 1 + j; the ends are repeated */
+                blend_rows(mask + (size_t)above * w, mask + (size_t)below * w, blend, begin, end, out + (begin - (x - 1)));
+                if (x == 0)
+                    out[0] = out[1];
+                if (end == w)
+                    out[w - (x - 1)] = out[w - x];
+            }
             for (int phase = 0; phase < 4; phase++) {
-                const int shift = phase < 2 ? -1 : 0;
+                const int shift = phase < 2 ? 0 : 1;
                 const float mix = (float[]){0.625f, 0.875f, 0.125f, 0.375f}[phase];
-                for (int i = 0; i < n; i++) {
-                    const float *v = blended + (size_t)i * stride + LANES + x + shift;
+                for (int k = 0; k < m; k++) {
+                    const float *v = blended + (size_t)k * STRIDE + shift;
                     for (int half = 0; half < 2; half++) {
                         vf left = *(const uvf *)(v + half * LANES), right = *(const uvf *)(v + half * LANES + 1);
-                        *(vf *)(s + (size_t)i * 2 * LANES + half * LANES) = sigmoid(left + mix * (right - left));
+                        *(vf *)(s + (size_t)k * COLUMNS + half * LANES) = sigmoid(left + mix * (right - left));
                     }
                 }
-                vf best[2] = {splat(-1), splat(-1)}, known[2] = {splat(-1), splat(-1)};
-                vi label[2] = {{0}, {0}};
-                for (int first = 0; first < rows; first += BLOCK) {
-                    vf sum[BLOCK][2];
-                    for (int r = 0; r < BLOCK; r++)
-                        sum[r][0] = sum[r][1] = splat(0);
-                    for (int i = 0; i < n; i++) {
-                        const float *c = matrix + (size_t)i * rows + first;
-                        vf s0 = *(const vf *)(s + (size_t)i * 2 * LANES), s1 = *(const vf *)(s + (size_t)i * 2 * LANES + LANES);
-                        for (int r = 0; r < BLOCK; r++) {
-                            sum[r][0] += c[r] * s0;
-                            sum[r][1] += c[r] * s1;
-                        }
-                    }
-                    for (int r = 0; r < BLOCK; r++) {
-                        const int row = first + r;
-                        for (int half = 0; half < 2; half++) {
-                            if (row < label_rows) {
-                                vi better = sum[r][half] > best[half];
-                                best[half] = choose(better, sum[r][half], best[half]);
-                                label[half] = (better & row) | (~better & label[half]);
-                            }
-                            if (row >= known_first && row < known_last) /* written so that NaN is kept */
-                                known[half] = choose(known[half] >= sum[r][half], known[half], sum[r][half]);
-                        }
+                struct winner now = {{splat(-1), splat(-1)}, {splat(-1), splat(-1)}, {{0}, {0}}};
+                const int wide = (choice->row_count + BLOCK - 1) / BLOCK * BLOCK;
+                for (int first = 0; first < wide;) {
+                    if (wide - first >= 12) {
+                        combine(choice, wide, first, 12, s, &now);
+                        first += 12;
+                    } else if (wide - first >= 8) {
+                        combine(choice, wide, first, 8, s, &now);
+                        first += 8;
+                    } else if (wide - first >= 4) {
+                        combine(choice, wide, first, 4, s, &now);
+                        first += 4;
+                    } else {
+                        combine(choice, wide, first, 2, s, &now);
+                        first += 2;
                     }
                 }
                 for (int half = 0; half < 2; half++) {
-                    *(uvf *)(anomaly_planes + (size_t)phase * padded + x + half * LANES) = 1.0f - known[half];
-                    memcpy(label_planes + (size_t)phase * padded + x + half * LANES, &label[half], sizeof(vi));
+                    *(uvf *)(anomaly_planes + (size_t)phase * padded + x + half * LANES) = 1.0f - now.known[half];
+                    memcpy(label_planes + (size_t)phase * padded + x + half * LANES, &now.label[half], sizeof(vi));
                 }
             }
         }
-        uint8_t *label_row = labels + (size_t)y * width;
-        float *anomaly_row = anomaly + (size_t)y * width;
-        for (int x = 0; x < width; x++) {
+        uint8_t *restrict label_row = job->labels + (size_t)y * width;
+        float *restrict anomaly_row = job->anomaly + (size_t)y * width;
+        for (int x = 0; x < width / 4; x++)
+            for (int phase = 0; phase < 4; phase++) {
+                label_row[4 * x + phase] = (uint8_t)label_planes[(size_t)phase * padded + x];
+                anomaly_row[4 * x + phase] = anomaly_planes[(size_t)phase * padded + x];
+            }
+        for (int x = width / 4 * 4; x < width; x++) {
             label_row[x] = (uint8_t)label_planes[(size_t)(x & 3) * padded + (x >> 2)];
             anomaly_row[x] = anomaly_planes[(size_t)(x & 3) * padded + (x >> 2)];
         }
     }
-    free(memory);
+}
+
+/* Bands of band_rows output rows, one after another, until *next has counted them all: threads that call this with the same `next`
+ * share the work, and one that the system does not let run holds up no other.
+ *
+ * masks: (n, h, w) logits. matrix: (n, rows) class probabilities, rows a multiple of BLOCK, zero-padded: columns 0..label_rows are the
+ * classes among which the label is the first largest, known_first..known_last those of the anomaly score. labels, anomaly:
+ * (height, width), height <= 4 h, width <= 4 w. Returns 0, or 1 when memory ran out.
+ */
+int vl4ad_score(const float *masks, int n, int h, int w, const float *matrix, int rows, int label_rows, int known_first,
+                int known_last, int height, int width, uint8_t *labels, float *anomaly, int band_rows, int *next)
+{
+    struct job job = {masks, matrix, n, h, w, rows, label_rows, known_first, known_last, width, labels, anomaly, NULL};
+    if (posix_memalign((void **)&job.memory, 64, sizeof(float) * floats_needed(&job)))
+        return 1;
+    for (;;) {
+        const long top = (long)__atomic_fetch_add(next, 1, __ATOMIC_RELAXED) * band_rows;
+        if (top >= height)
+            break;
+        score_rows(&job, (int)top, top + band_rows < height ? (int)top + band_rows : height);
+    }
+    free(job.memory);
     return 0;
 }

@@ -200,14 +200,21 @@ def test_two_threads_may_ask_at_once(network, cache, picture):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["fcclip-r50"])
 @pytest.mark.parametrize("name", COMPILED)
-def test_the_public_models_agree_too(model, name, street, tmp_path):
-    """With the parity kit's deterministic weights, which need no download; both branches, because the checkpoints use both."""
+def test_the_public_models_agree_too(model, name, tmp_path):
+    """With the parity kit's deterministic weights, which need no download; both branches, because the checkpoints use both.
+
+    On a rendered frame and a photograph.
+    """
     import cv2
+    from test_engines_agreement import DATA, photograph
+
+    from vl4ad_model.image_files import read_rgb
 
     network = FCCLIP(FCCLIPConfig.from_dict(registry.MODELS[model].config)).eval()
     fill_deterministically(network)
     network.requires_grad_(False)
-    picture = cv2.resize(street, (256, 128), interpolation=cv2.INTER_AREA)[None]
+    files = (min((DATA / "evaluation/held_out/images").glob("*.jpg")), photograph())
+    picture = np.stack([cv2.resize(read_rgb(path), (256, 128), interpolation=cv2.INTER_AREA) for path in files])
     engine = engines.create(network, engine=name, device="cpu", network_size=(128, 256), cache=EngineCache(tmp_path))
     ours, theirs = engine.propose(picture), TorchEngine(network).propose(picture)
     assert (ours.pooled_valid is not None) == network.clip.is_resnet

@@ -23,17 +23,21 @@ def run(arguments, tmp_path, monkeypatch, capsys):
     return status, rows, printed.out + printed.err
 
 
-@pytest.fixture
-def photographs(tmp_path):
+def photograph() -> Path:
     """The one photograph that a dependency brings: matplotlib's sample, a portrait by the US Navy, in the public domain."""
     import matplotlib
 
     source = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
     if not source.exists():
         pytest.skip("this matplotlib came without its sample photograph")
+    return source
+
+
+@pytest.fixture
+def photographs(tmp_path):
     folder = tmp_path / "photographs"
     folder.mkdir()
-    (folder / source.name).write_bytes(source.read_bytes())
+    (folder / photograph().name).write_bytes(photograph().read_bytes())
     return folder
 
 
@@ -42,11 +46,10 @@ def assert_full_precision(row):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "size"), [("tiny", "192x320"), ("fcclip-r50", "128x256")])
-def test_full_precision_agrees_on_rendered_frames_and_a_photograph(model, size, photographs, tmp_path, monkeypatch, capsys):
+def test_full_precision_agrees_on_rendered_frames_and_a_photograph(photographs, tmp_path, monkeypatch, capsys):
+    """`fcclip-r50` is compared in test_engines.py."""
     folders = ["--images", DATA / "evaluation/held_out", "--images", photographs]
-    options = ["--model", model, "--size", size, "--every", 8, "--no-float64", *(["--untrained"] if model != "tiny" else [])]
-    status, rows, printed = run([*folders, *options], tmp_path, monkeypatch, capsys)
+    status, rows, printed = run([*folders, "--every", 8, "--no-float64"], tmp_path, monkeypatch, capsys)
     assert status == 0 and set(rows) == {"onnx", "openvino"}, printed
     for row in rows.values():
         assert row["frames"] == 3
@@ -54,13 +57,12 @@ def test_full_precision_agrees_on_rendered_frames_and_a_photograph(model, size, 
 
 
 @pytest.mark.slow
-def test_half_precision_keeps_labels_and_ranking_on_the_committed_set(tmp_path, monkeypatch, capsys):
-    """All frames that hold something to find, as ONNX Runtime computes the half-precision file."""
-    folders = ["--images", DATA / "evaluation/held_out", "--images", DATA / "evaluation/seen"]
-    options = ["--precision", "fp16", "--engines", "onnx", "--no-float64"]
-    status, rows, printed = run([*folders, *options], tmp_path, monkeypatch, capsys)
+def test_half_precision_keeps_labels_and_ranking(tmp_path, monkeypatch, capsys):
+    """Every third frame of the held-out set, as ONNX Runtime computes the half-precision file; docs/engines.md has all frames."""
+    options = ["--precision", "fp16", "--engines", "onnx", "--every", 3, "--no-float64"]
+    status, rows, printed = run(["--images", DATA / "evaluation/held_out", *options], tmp_path, monkeypatch, capsys)
     row = rows["onnx"]
-    assert status == 0 and row["frames"] == 36, printed
+    assert status == 0 and row["frames"] == 6, printed
     assert row["labels"] >= 0.995 and abs(row["average_precision"] - row["reference_precision"]) <= 0.005
 
 

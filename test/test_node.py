@@ -188,6 +188,20 @@ def test_other_bad_values_are_refused_with_a_reason(user, name, value, reason):
     assert not successful and reason in said
 
 
+@pytest.mark.slow
+def test_a_classifier_that_needs_another_branch_of_the_engine_loses_no_image():
+    """The engine was built without the out-of-vocabulary branch: PyTorch answers while it is built again."""
+    pytest.importorskip("openvino")
+    status = "vl4ad_detector: detector"
+    with running_detector({"engine": "openvino"}) as (detector, user):
+        for classifier in ("out_of_vocabulary", "ensemble", "in_vocabulary"):
+            assert user.set_parameter("classifier", classifier) == (True, "")
+            assert user.wait_for(lambda c, name=classifier: c.diagnostics.get(status, {}).get("classifier") == name, 30)
+            for _ in range(3):
+                assert user.output("anomaly_score", user.send(picture()), timeout=30) is not None
+        assert user.collected.diagnostics[status]["last error"] == "" and detector.process.poll() is None
+
+
 def test_the_threshold_takes_effect_without_new_words(user):
     version = user.collected.labels[-1].content["version"]
     for threshold, share in ((-1000, 1.0), (1000, 0.0)):  # integers, as people type them

@@ -108,9 +108,8 @@ def compare(
 ) -> list[Agreement]:
     """Run every engine on the CPU over the same frames and words and say how far it is from PyTorch in float32.
 
-    Half precision on the CPU is for comparing only: ONNX Runtime computes in float32 what it has no kernels for and rounds weights
-    and results, OpenVINO rounds the weights alone. PyTorch is no help there: its float16 grid_sample on the CPU counts strides in
-    16 bits, which large maps overflow.
+    Half precision on the CPU is for comparing only: the weights are rounded to float16, but it is computed in float32. PyTorch is
+    no help there: its float16 grid_sample on the CPU counts strides in 16 bits, which large maps overflow.
 
     Args:
         classifier: of the network's words, on the CPU.

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+CHUNK = 512  # tokens at a time in inference on a CPU: what lies between two steps stays in its cache
+
 
 class MultiScaleDeformableAttention(nn.Module):
     """Every token looks at `points` places on each of `levels` feature maps.
@@ -54,6 +56,9 @@ class MultiScaleDeformableAttention(nn.Module):
         Returns:
             (B, L, C).
         """
+        plain = not (torch.is_grad_enabled() or torch.onnx.is_in_onnx_export() or query.is_cuda)
+        if plain and query.dtype == torch.float32:
+            return self.output_proj(self._gather_rows(query, points, self.value_proj(value), sizes))
         batch, length, _ = query.shape
         heads, levels, count = self.heads, self.levels, self.points
         depth = self.channels // heads
@@ -64,8 +69,6 @@ class MultiScaleDeformableAttention(nn.Module):
         weights = weights.view(batch, length, heads, levels, count)
         centres = points.view(1, length, 1, 1, 2)
 
-        # Every rounding below happens in Deformable DETR's order, one sum over all points included: what follows thresholds
-        # masks at zero, and a last bit that differs here flips pixels there.
         parts = []
         start = 0
         for level, (height, width) in enumerate(sizes):
@@ -77,10 +80,76 @@ class MultiScaleDeformableAttention(nn.Module):
             grid = grid.transpose(1, 2).reshape(batch * heads, length, count, 2)
             sampled = F.grid_sample(level_map, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
             weight = weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, length, count)
-            # (B * heads, depth, L, points); in place where no gradient needs the samples: fresh memory costs time.
-            parts.append(sampled * weight if torch.is_grad_enabled() else sampled.mul_(weight))
+            parts.append(sampled * weight)  # (B * heads, depth, L, points)
         total = torch.cat(parts, dim=-1).sum(-1)
         return self.output_proj(total.view(batch, self.channels, length).transpose(1, 2).contiguous())
+
+    def _gather_rows(self, query: Tensor, points: Tensor, values: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+        """The same sum for float32 inference on a CPU: bags of weighted rows of `values`, one bag per token and head.
+
+        The four neighbours of a place are rows, their bilinear weight times the attention weight is the row's weight, and
+        `embedding_bag` adds them up without ever storing a sample. Sums are rounded in another order than grid_sample's.
+        A border of zeros around every map makes places outside it count as zero.
+
+        Args:
+            query, points, sizes: as in `forward`.
+            values: (B, L, C), projected.
+
+        Returns:
+            (B, L, C), before the output projection.
+        """
+        batch, length, channels = query.shape
+        heads, levels, count = self.heads, self.levels, self.points
+        columns = (heads, levels, count)  # what lies beside one another in a row of the tensors below
+        wide = heads * levels * count
+
+        def per_level(numbers: list[int]) -> Tensor:
+            return points.new_tensor(numbers).view(1, levels, 1).expand(columns).reshape(wide)
+
+        widths, heights = per_level([w for _, w in sizes]), per_level([h for h, _ in sizes])
+        starts = [0]
+        for h, w in sizes:
+            starts.append(starts[-1] + (h + 2) * (w + 2))
+        start, stride = per_level(starts[:-1]), widths + 2
+        head = torch.arange(heads, dtype=torch.int32).view(heads, 1, 1).expand(columns).reshape(wide)
+        row_step = (stride * heads).int()
+        # A place is its token's centre plus an offset, in cells, counted from the border: all x, then all y.
+        spread = torch.stack((torch.cat((widths, torch.zeros_like(widths))), torch.cat((torch.zeros_like(heights), heights))))
+        order = torch.arange(wide * 2).view(wide, 2).T.flatten()
+        weight, bias = self.sampling_offsets.weight[order], self.sampling_offsets.bias[order] + 0.5
+        last = torch.cat((widths, heights)) + 1
+        result = torch.empty_like(values)
+        for image in range(batch):
+            maps = values[image].split([h * w for h, w in sizes])
+            padded = [
+                F.pad(level.view(h, w, channels), (0, 0, 1, 1, 1, 1)).flatten(0, 1)
+                for level, (h, w) in zip(maps, sizes, strict=True)
+            ]
+            # Beyond the last border, where a weight of zero may still point.
+            padded.append(values.new_zeros(sizes[-1][1] + 4, channels))
+            table = torch.cat(padded).view(-1, channels // heads)
+            beside = table[heads:]
+            for first in range(0, length, CHUNK):
+                tokens = query[image, first : first + CHUNK]
+                size = tokens.shape[0]
+                places = F.linear(tokens, weight, bias).addmm_(points[first : first + CHUNK], spread)
+                places = torch.minimum(places, last).clamp_(min=0)
+                cell = places.floor()
+                right, down = places.sub_(cell).split(wide, dim=1)
+                rows = torch.addcmul(start, cell[:, wide:], stride).add_(cell[:, :wide]).int().mul_(heads).add_(head)
+                bags = rows.view(size * heads, -1)
+                attention = self.attention_weights(tokens).view(size * heads, -1).softmax(-1).view(size, wide)
+                lower = attention * down
+                upper = attention.sub_(lower)
+                total: Tensor | None = None
+                for rows_weight in (upper, lower):
+                    weights = rows_weight * right
+                    for source, row_weights in ((table, rows_weight.sub_(weights)), (beside, weights)):
+                        part = F.embedding_bag(bags, source, per_sample_weights=row_weights.view(size * heads, -1), mode="sum")
+                        total = part if total is None else total.add_(part)
+                    bags = rows.add_(row_step).view(size * heads, -1)
+                result[image, first : first + size] = total.view(size, channels)
+        return result
 
 
 class DeformableEncoderLayer(nn.Module):
@@ -99,4 +168,8 @@ class DeformableEncoderLayer(nn.Module):
     def forward(self, tokens: Tensor, position: Tensor, points: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
         """(B, L, C) tokens and (L, C) positions to (B, L, C) tokens."""
         tokens = self.norm1(tokens + self.self_attn(tokens + position, points, tokens, sizes))
-        return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens))))
+        if torch.is_grad_enabled() or torch.onnx.is_in_onnx_export() or tokens.is_cuda:
+            return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens))))
+        # In parts that stay in a CPU's cache, in place.
+        parts = tokens.split(CHUNK, dim=1)
+        return torch.cat([self.norm2(self.linear2(self.linear1(part).relu_()).add_(part)) for part in parts], dim=1)

@@ -21,6 +21,30 @@ def test_every_recorded_tensor_is_within_its_tolerance(variant, end_to_end):
     assert all(error <= end_to_end for error in result["sem_seg_mean_error"].values())
 
 
+@pytest.mark.parametrize("reach", [1.0, 40.0])
+def test_both_ways_to_add_up_samples_agree_also_outside_the_maps(reach):
+    """Inference on a CPU gathers rows, everything else uses grid_sample."""
+    import torch
+
+    from vl4ad_model.network.deformable import MultiScaleDeformableAttention
+
+    torch.manual_seed(3)
+    sizes = [(9, 13), (18, 26), (36, 52)]
+    length = sum(h * w for h, w in sizes)
+    layer = MultiScaleDeformableAttention(32, levels=3, heads=4, points=4)
+    torch.nn.init.normal_(layer.sampling_offsets.weight, std=0.2 * reach)
+    torch.nn.init.normal_(layer.attention_weights.weight)
+    query, value = torch.randn(2, length, 32), torch.randn(2, length, 32)
+    points = torch.rand(length, 2)
+    sampled = layer(query, points, value, sizes).detach()
+    with torch.inference_mode():
+        gathered = layer(query, points, value, sizes)
+        assert torch.allclose(gathered, sampled, atol=2e-4)
+        query[0, 5, 3] = float("nan")
+        spoilt = layer(query, points, value, sizes)
+    assert spoilt[0, 5].isnan().all() and torch.equal(spoilt[1], gathered[1]), "no number stays no number, and where it was"
+
+
 def test_a_wrong_network_is_noticed(monkeypatch):
     """The report must be able to fail: blocking attention with the opposite sign is caught."""
     import torch

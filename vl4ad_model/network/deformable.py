@@ -80,7 +80,8 @@ class MultiScaleDeformableAttention(nn.Module):
             grid = grid.transpose(1, 2).reshape(batch * heads, length, count, 2)
             sampled = F.grid_sample(level_map, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
             weight = weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, length, count)
-            parts.append(sampled * weight)  # (B * heads, depth, L, points)
+            # (B * heads, depth, L, points); in place where no gradient needs the samples: fresh memory costs time.
+            parts.append(sampled * weight if torch.is_grad_enabled() else sampled.mul_(weight))
         total = torch.cat(parts, dim=-1).sum(-1)
         return self.output_proj(total.view(batch, self.channels, length).transpose(1, 2).contiguous())
 
@@ -136,7 +137,8 @@ class MultiScaleDeformableAttention(nn.Module):
                 places = torch.minimum(places, last).clamp_(min=0)
                 cell = places.floor()
                 right, down = places.sub_(cell).split(wide, dim=1)
-                rows = torch.addcmul(start, cell[:, wide:], stride).add_(cell[:, :wide]).int().mul_(heads).add_(head)
+                rows = torch.addcmul(start, cell[:, wide:], stride).add_(cell[:, :wide]).int()
+                rows = rows.clamp_(0, starts[-1]).mul_(heads).add_(head)  # no number has a row; its weight keeps it no number
                 bags = rows.view(size * heads, -1)
                 attention = self.attention_weights(tokens).view(size * heads, -1).softmax(-1).view(size, wide)
                 lower = attention * down

@@ -86,6 +86,21 @@ def test_leaving_out_what_cannot_matter_changes_nothing(merge, scale):
 
 
 @compiled
+def test_a_class_that_wins_by_little_is_not_left_out():
+    """Every query sure of its class, every mask unsure and gently sloped: who wins changes within every block of columns."""
+    y, x = torch.meshgrid(torch.arange(24.0), torch.arange(96.0), indexing="ij")
+    for seed in range(6):
+        proposals, classifier = make(12, (24, 96), (96, 384), seed, 1.0, False, scale=60.0)
+        g = torch.Generator().manual_seed(seed)
+        wave, turn, phase = (torch.rand(3, 12, 1, 1, generator=g) * torch.tensor([0.3, 0.3, 6.0])[:, None, None, None]).unbind()
+        proposals.mask_logits[0] = torch.sin(wave * x + turn * y + phase)
+        ours = Scorer().score(proposals, classifier)[0]
+        theirs = without_native(pytest.MonkeyPatch.context, proposals, classifier)
+        assert (ours.anomaly - theirs.anomaly).abs().max() <= 1e-5
+        assert (ours.labels != theirs.labels).float().mean() <= 1e-3
+
+
+@compiled
 def test_a_nan_in_a_mask_is_not_hidden():
     proposals, classifier = make(8, (8, 8), (32, 32), 0, 3.0)
     proposals.mask_logits[0, 3, 4, 4] = float("nan")

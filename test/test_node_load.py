@@ -57,9 +57,9 @@ def test_every_output_belongs_to_exactly_one_version_of_the_words():
     for hazards in choices:
         reference.vocabulary = reference.vocabulary.with_hazards(hazards)
         expected.append(reference.segment(rgb))
-    # One of the maps tells any two apart, or this test could not fail.
+    # The score tells any two apart by ten times what is allowed below, or this test could not fail.
     for i, j in ((0, 1), (1, 2), (0, 2)):
-        assert np.abs(expected[i].anomaly - expected[j].anomaly).max() > 1e-2
+        assert np.abs(expected[i].anomaly - expected[j].anomaly).max() > 1e-3
 
     with running_detector(client={"topics": ("segmentation", "anomaly_score")}) as (_, user):
         with Camera(user, rgb, 30) as camera:

@@ -44,6 +44,13 @@ def without_native(monkeypatch_context, proposals, classifier):
         return Scorer().score(proposals, classifier)[0]
 
 
+def assert_nothing_changed(proposals, classifier):
+    ours = Scorer().score(proposals, classifier)[0]
+    theirs = without_native(pytest.MonkeyPatch.context, proposals, classifier)
+    assert (ours.anomaly - theirs.anomaly).abs().max() <= 1e-5
+    assert (ours.labels != theirs.labels).float().mean() <= 1e-3
+
+
 @compiled
 @settings(max_examples=60, deadline=None)
 @given(
@@ -79,10 +86,7 @@ def test_leaving_out_what_cannot_matter_changes_nothing(merge, scale):
         y, x = torch.meshgrid(torch.arange(48.0), torch.arange(80.0), indexing="ij")
         distance = ((y - centre[:, 0]) ** 2 + (x - centre[:, 1]) ** 2).sqrt()
         proposals.mask_logits[0] = 9.0 - 1.5 * distance
-        ours = Scorer().score(proposals, classifier)[0]
-        theirs = without_native(pytest.MonkeyPatch.context, proposals, classifier)
-        assert (ours.anomaly - theirs.anomaly).abs().max() <= 1e-5
-        assert (ours.labels != theirs.labels).float().mean() <= 1e-3
+        assert_nothing_changed(proposals, classifier)
 
 
 @compiled
@@ -94,10 +98,7 @@ def test_a_class_that_wins_by_little_is_not_left_out():
         g = torch.Generator().manual_seed(seed)
         wave, turn, phase = (torch.rand(3, 12, 1, 1, generator=g) * torch.tensor([0.3, 0.3, 6.0])[:, None, None, None]).unbind()
         proposals.mask_logits[0] = torch.sin(wave * x + turn * y + phase)
-        ours = Scorer().score(proposals, classifier)[0]
-        theirs = without_native(pytest.MonkeyPatch.context, proposals, classifier)
-        assert (ours.anomaly - theirs.anomaly).abs().max() <= 1e-5
-        assert (ours.labels != theirs.labels).float().mean() <= 1e-3
+        assert_nothing_changed(proposals, classifier)
 
 
 @compiled

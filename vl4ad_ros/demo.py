@@ -124,6 +124,8 @@ def main(
     bag = bag or default_bag()
     console.print(f"[bold]VL4AD demo[/bold]: {bag}, ROS_DOMAIN_ID={domain}", highlight=False)
     recording = demo_recording.read_recording(bag)
+    kept = out / "recording"
+    output_recording.check_place(kept)
     settings = {
         "model": model,
         "engine": engine,
@@ -150,7 +152,6 @@ def main(
         raise EvaluationError(f"the detector refused the prompts: {playback.reason}")
     with console.status("writing the recording"):
         # After the drive, so that its cost is in none of the numbers.
-        kept = out / "recording"
         counts = output_recording.write_bag(kept, recorded_messages(user, recording, playback))
     with console.status("comparing before and after"):
         summary, before, after = compare(recording, playback, answers, pairs, prompts, node)

@@ -33,6 +33,16 @@ class RecordedMessage:
     latched: bool = False
 
 
+def check_place(path: Path) -> None:
+    """Before anything is recorded: may a bag be written there?
+
+    Raises:
+        EvaluationError: it holds something that is no bag.
+    """
+    if path.exists() and not (path / "metadata.yaml").is_file():
+        raise EvaluationError(f"{path} exists and is no bag: name another place or remove it")
+
+
 def write_bag(path: Path, messages: Iterable[RecordedMessage]) -> dict[str, int]:
     """Write a bag (mcap, chunks compressed with zstd), in order of time; an older bag at the same place is replaced.
 
@@ -52,8 +62,7 @@ def write_bag(path: Path, messages: Iterable[RecordedMessage]) -> dict[str, int]
     from rclpy.serialization import serialize_message
 
     path = Path(path)
-    if path.exists() and not (path / "metadata.yaml").is_file():
-        raise EvaluationError(f"{path} exists and is no bag: name another place or remove it")
+    check_place(path)
     forever = QosTime(9223372036, 854775807)
 
     def offered(latched: bool) -> Qos:

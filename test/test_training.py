@@ -19,9 +19,10 @@ from PIL import Image
 from vl4ad_model.errors import TrainingError
 from vl4ad_model.network.mask_decoder import QueryMasks
 from vl4ad_model.training import losses
-from vl4ad_model.training.augmentation import CutOuts, augment
+from vl4ad_model.training.augmentation import CutOuts, SeenThings, augment
 from vl4ad_model.training.config import DataSource, TrainingConfig
 from vl4ad_model.training.data import Frame, find_frames, read_frame
+from vl4ad_model.training.features import with_pyramids
 from vl4ad_model.training.matching import assign, match_cost
 from vl4ad_model.training.words import Words, WordSampler
 from vl4ad_model.vocabulary import Vocabulary
@@ -264,6 +265,47 @@ def test_rare_crops_show_more_segments():
     assert rich(1.0) > 1.4 * rich(0.0) > 0
 
 
+def _picture(width: int, **boxes: tuple[int, int, tuple[int, int, int]]) -> Frame:
+    """A grey road with boxes (left column, label, colour) of 24 x 24 pixels."""
+    rgb, labels = np.full((96, width, 3), 90, np.uint8), np.zeros((96, width), np.uint8)
+    for left, label, colour in boxes.values():
+        rgb[40:64, left : left + 24], labels[40:64, left : left + 24] = colour, label
+    return Frame(rgb, labels, {100: "sofa", 101: "chess pawn"})
+
+
+def test_things_of_earlier_frames_are_copied_with_their_pixels_labels_and_names():
+    red, green, blue, white = (220, 0, 0), (0, 220, 0), (0, 0, 220), (220, 220, 220)
+    seen, empty = SeenThings(("sofa",)), _picture(200)
+    assert not np.any(seen.copy_into(empty, 4, np.random.default_rng(0)).labels), "nothing seen, nothing copied"
+    seen.remember(_picture(200, a=(10, 100, red), b=(60, 18, green), c=(100, 101, blue), d=(150, 13, white)))
+    shown: set[int | str] = set()
+    for seed in range(40):
+        out = seen.copy_into(empty, 4, np.random.default_rng(seed))
+        for label in np.unique(out.labels[(out.labels != 0) & (out.labels != 255)]).tolist():
+            inside = out.rgb[out.labels == label].astype(int)
+            shown.add(out.hazards.get(label, label))
+            colour = {"sofa": 0, 18: 1}[out.hazards.get(label, label)]
+            others = [c for c in range(3) if c != colour]
+            assert np.median(inside[:, colour]) > 120 > 60 > np.median(inside[:, others]), "pixels and labels stay together"
+    assert shown == {"sofa", 18}, "the hazards asked for and rare classes, not cars nor other hazards"
+    assert np.all(empty.labels == 0) and np.all(empty.rgb == 90), "the frame itself is left alone"
+
+
+def test_what_the_image_cuts_off_is_not_copied_as_a_whole_bicycle():
+    seen = SeenThings()
+    seen.remember(_picture(200, a=(0, 18, (0, 220, 0))))
+    assert not np.any(seen.copy_into(_picture(200), 4, np.random.default_rng(3)).labels)
+
+
+@given(st.integers(0, 5))
+def test_every_batch_keeps_the_maps_of_its_own_images(count):
+    batches = [(torch.full((1, 3, 4, 4), float(i)), f"labels {i}", f"hazards {i}") for i in range(count)]
+    got = list(with_pyramids(batches, lambda images: (images, images, images, images), torch.device("cpu")))
+    assert [(float(maps[3].mean()), labels, hazards) for maps, labels, hazards in got] == [
+        (float(i), f"labels {i}", f"hazards {i}") for i in range(count)
+    ]
+
+
 def test_a_crop_of_an_image_that_is_too_small_is_padded_and_ignored():
     frame = Frame(np.full((32, 32, 3), 200, np.uint8), np.zeros((32, 32), np.uint8), {})
     out = augment(frame, (64, 64), (1.0, 1.0), None, np.random.default_rng(0))
@@ -311,7 +353,7 @@ def _settings(rendered: Path, **changes) -> dict:
         "model": "tiny", "data": [source], "validation": [source], "crop": [64, 96], "scales": [0.8, 1.2], "anchored_queries": True,
         "steps": 24, "warmup_steps": 4, "batch_size": 2, "learning_rate": 0.002, "points": 512, "ema_decay": 0.5,
         "validate_every": 24, "validation_images": 2, "checkpoint_every": 12, "workers": 0, "threads": 1, "name_weight": 0.5,
-        "rare_crops": 0.5, **changes,
+        "rare_crops": 0.5, "most_copied": 2, **changes,
     }  # fmt: skip
 
 

@@ -6,6 +6,8 @@ the decoder leans on what the frozen backbone knows about shapes and context ins
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +17,11 @@ import numpy as np
 from vl4ad_model.training.data import IGNORED, Frame
 
 FIRST_PASTED = 160
+FIRST_COPIED = 180
 MOST_PASTED = 4
+# What a street shows seldom and small, by Cityscapes train ids: a rider belongs to what is ridden.
+RARE = {"two-wheeler": (12, 17, 18), "person": (11,), "truck": (14,), "bus": (15,)}
+RARE_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,91 @@ class CutOuts:
         return cls(tuple(names), tuple(pictures))
 
 
+class SeenThings:
+    """Things cut out of frames that were read before, to be copied into others (Ghiasi et al., "Simple Copy-Paste", CVPR 2021).
+
+    A frame shows one hazard or two and hardly ever a bicycle that covers more than a few cells; copies make both common.
+
+    Args:
+        hazards: names of the hazards that are remembered; None = all.
+        each: how many of a kind are remembered; older ones are forgotten.
+    """
+
+    def __init__(self, hazards: Collection[str] | None = None, each: int = 64) -> None:
+        self._hazards, self._each = hazards, each
+        self._kinds: dict[str, deque[tuple[np.ndarray, np.ndarray, str]]] = {}
+
+    def remember(self, frame: Frame) -> None:
+        """Keep the hazards of a frame, and its rare known things that are whole."""
+        present = set(np.unique(frame.labels).tolist())
+        for number in present & set(frame.hazards):
+            name = frame.hazards[number]
+            if self._hazards is None or name in self._hazards:
+                self._keep(frame, frame.labels == number, name, name)
+        for kind, classes in RARE.items():
+            if present.intersection(classes):
+                self._keep(frame, np.isin(frame.labels, classes), kind, "")
+
+    def _keep(self, frame: Frame, mask: np.ndarray, kind: str, name: str) -> None:
+        count, parts, boxes, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+        height, width = mask.shape
+        for part in range(1, count):
+            left, top, w, h, pixels = (int(value) for value in boxes[part])
+            whole = left > 0 and top > 0 and left + w < width and top + h < height
+            if pixels < 50 or min(w, h) < 6 or (not whole and not name):
+                continue
+            box = np.s_[top : top + h, left : left + w]
+            labels = np.where(parts[box] == part, frame.labels[box], IGNORED).astype(np.uint8)
+            self._kinds.setdefault(kind, deque(maxlen=self._each)).append((frame.rgb[box].copy(), labels, name))
+
+    def copy_into(self, frame: Frame, most: int, r: np.random.Generator) -> Frame:
+        """Put up to `most` remembered things on the ground of a frame."""
+        rare, hazards_seen = [k for k in self._kinds if k in RARE], [k for k in self._kinds if k not in RARE]
+        ground = np.argwhere((frame.labels <= 1) | (frame.labels == 9))
+        if not self._kinds or not len(ground):
+            return frame
+        rgb, labels, hazards = frame.rgb.copy(), frame.labels.copy(), dict(frame.hazards)
+        for number in range(int(r.integers(0, most + 1))):
+            kinds = rare if rare and (not hazards_seen or r.random() < RARE_SHARE) else hazards_seen
+            things = self._kinds[kinds[int(r.integers(len(kinds)))]]
+            thing, of_thing, name = things[int(r.integers(len(things)))]
+            foot = ground[int(r.integers(len(ground)))]
+            if (
+                _copy(rgb, labels, thing, of_thing, (int(foot[0]), int(foot[1])), FIRST_COPIED + number if name else None, r)
+                and name
+            ):
+                hazards[FIRST_COPIED + number] = name
+        return Frame(rgb, labels, hazards)
+
+
+def _copy(
+    rgb: np.ndarray, labels: np.ndarray, thing: np.ndarray, of_thing: np.ndarray, foot: tuple[int, int], number: int | None,
+    r: np.random.Generator,
+) -> bool:  # fmt: skip
+    """Draw a thing with its lowest row at `foot`; its labels become `number`, or stay where that is None. False: no room."""
+    most = min(1.7, 0.6 * rgb.shape[0] / thing.shape[0])
+    factor = float(np.clip(np.exp(r.normal(0.1, 0.45)), 10 / min(thing.shape[:2]), most))
+    size = (max(6, round(thing.shape[1] * factor)), max(6, round(thing.shape[0] * factor)))
+    shrink = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    inside = (of_thing != IGNORED).astype(np.float32)
+    alpha = cv2.resize(inside, size, interpolation=shrink)[..., None]
+    picture: np.ndarray = cv2.resize(thing.astype(np.float32), size, interpolation=shrink)
+    ids = cv2.resize(of_thing, size, interpolation=cv2.INTER_NEAREST)
+    if r.random() < 0.5:
+        picture, alpha, ids = picture[:, ::-1], alpha[:, ::-1], ids[:, ::-1]
+    top, left = foot[0] - size[1], foot[1] - size[0] // 2
+    y0, x0, y1, x1 = max(top, 0), max(left, 0), min(top + size[1], rgb.shape[0]), min(left + size[0], rgb.shape[1])
+    if y1 - y0 < 6 or x1 - x0 < 6:
+        return False
+    part, place = np.s_[y0 - top : y1 - top, x0 - left : x1 - left], np.s_[y0:y1, x0:x1]
+    picture, alpha, ids = picture[part] * r.uniform(0.65, 1.25), alpha[part], ids[part]
+    rgb[place] = np.clip(rgb[place] * (1 - alpha) + picture * alpha, 0, 255).astype(np.uint8)
+    drawn = (alpha[..., 0] > 0.5) & (ids != IGNORED)
+    labels[place][(alpha[..., 0] > 0.15) & ~drawn] = IGNORED
+    labels[place][drawn] = ids[drawn] if number is None else number
+    return True
+
+
 def augment(
     frame: Frame,
     crop: tuple[int, int],
@@ -51,11 +142,15 @@ def augment(
     r: np.random.Generator,
     *,
     rare_crops: float = 0.0,
+    seen: SeenThings | None = None,
+    most_copied: int = 0,
 ) -> Frame:
-    """A random view of a frame, of size `crop`; `rare_crops` as `TrainingConfig` says."""
+    """A random view of a frame, of size `crop`; `rare_crops` and `most_copied` as `TrainingConfig` says."""
     frame = random_crop(frame, crop, scales, r, places=3 if r.random() < rare_crops else 1)
     if r.random() < 0.5:
         frame = Frame(frame.rgb[:, ::-1].copy(), frame.labels[:, ::-1].copy(), frame.hazards)
+    if seen is not None and most_copied:
+        frame = seen.copy_into(frame, most_copied, r)
     if cutouts is not None and cutouts.names:
         frame = paste(frame, cutouts, r)
     rgb = frame.rgb

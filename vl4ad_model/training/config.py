@@ -53,6 +53,7 @@ class TrainingConfig:
         *_weight: of the losses; `no_object_weight` is the class weight of void for queries without an object.
         name_weight: of telling each named thing from all other words of the training, for queries and single pixels; 0 = off.
         rare_crops: share of crops taken where most segments are, out of three places.
+        most_copied: things of frames read before (hazards, people, two-wheelers, trucks, buses) copied into a crop, at most.
         ema_decay: of the averaged weights that are validated and saved; 0 = none.
         precision: fp32, fp16 (CUDA) or bf16.
         validate_every, checkpoint_every: in steps.
@@ -85,6 +86,7 @@ class TrainingConfig:
     no_object_weight: float = 0.1
     name_weight: float = 0.0
     rare_crops: float = 0.0
+    most_copied: int = 0
     ema_decay: float = 0.0
     precision: str = "fp32"
     validate_every: int = 1000

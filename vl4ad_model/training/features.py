@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 from vl4ad_model.network.fcclip import FCCLIP
 
 Pyramid = tuple[Tensor, Tensor, Tensor, Tensor]
+Labels = TypeVar("Labels")
+Hazards = TypeVar("Hazards")
 
 
 def frozen_pyramid(
@@ -52,3 +56,24 @@ def frozen_pyramid(
         return tuple(torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(4))  # type: ignore[return-value]
 
     return run
+
+
+def with_pyramids(
+    batches: Iterable[tuple[Tensor, Labels, Hazards]], pyramid: Callable[[Tensor], Pyramid], device: torch.device
+) -> Iterator[tuple[Pyramid, Labels, Hazards]]:
+    """Each batch with the maps of its images instead of them, in order.
+
+    On a CPU the maps of the next batch are made in a thread while the caller learns from the present one.
+    """
+    if device.type == "cuda":
+        yield from ((pyramid(images.to(device)), labels, hazards) for images, labels, hazards in batches)
+        return
+    with ThreadPoolExecutor(1) as pool:
+        waiting = None
+        for images, labels, hazards in batches:
+            following = pool.submit(pyramid, images), labels, hazards
+            if waiting is not None:
+                yield waiting[0].result(), *waiting[1:]
+            waiting = following
+        if waiting is not None:
+            yield waiting[0].result(), *waiting[1:]

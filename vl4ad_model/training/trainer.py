@@ -30,9 +30,9 @@ from vl4ad_model.network.clip import tokenizer
 from vl4ad_model.network.fcclip import FCCLIP
 from vl4ad_model.network.mask_decoder import QueryMasks
 from vl4ad_model.training import data as frames_on_disk
-from vl4ad_model.training.augmentation import CutOuts, augment
+from vl4ad_model.training.augmentation import CutOuts, SeenThings, augment
 from vl4ad_model.training.config import TrainingConfig
-from vl4ad_model.training.features import Pyramid, frozen_pyramid
+from vl4ad_model.training.features import Pyramid, frozen_pyramid, with_pyramids
 from vl4ad_model.training.losses import LossWeights, Targets, at_points, proposal_losses, sample_points
 from vl4ad_model.training.validation import ValidationResult, validate
 from vl4ad_model.training.words import WordSampler
@@ -48,12 +48,13 @@ SMALLEST_SEGMENT = 12  # pixels of a crop; less is not asked for
 class Crops(torch.utils.data.IterableDataset):
     """Endless random crops: (3, h, w) uint8 images, (h, w) int64 labels, and each crop's hazards."""
 
-    def __init__(self, files: list[Any], config: TrainingConfig, cutouts: CutOuts | None, seed: int) -> None:
-        self._files, self._config, self._cutouts, self._seed = files, config, cutouts, seed
+    def __init__(self, files: list[Any], config: TrainingConfig, cutouts: CutOuts | None, copied: list[str], seed: int) -> None:
+        self._files, self._config, self._cutouts, self._copied, self._seed = files, config, cutouts, copied, seed
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         r = np.random.default_rng([self._seed, worker.id if worker else 0])
+        config, seen = self._config, SeenThings(self._copied)
         while True:
             files = self._files[int(r.integers(len(self._files)))]
             try:
@@ -61,7 +62,12 @@ class Crops(torch.utils.data.IterableDataset):
             except TrainingError as error:
                 log.warning("skipped: %s", error)
                 continue
-            frame = augment(frame, self._config.crop, self._config.scales, self._cutouts, r, rare_crops=self._config.rare_crops)
+            if config.most_copied:
+                seen.remember(frame)
+            frame = augment(
+                frame, config.crop, config.scales, self._cutouts, r,
+                rare_crops=config.rare_crops, seen=seen, most_copied=config.most_copied,
+            )  # fmt: skip
             image = torch.from_numpy(np.ascontiguousarray(frame.rgb.transpose(2, 0, 1)))
             yield image, torch.from_numpy(frame.labels.astype(np.int64)), frame.hazards
 
@@ -183,7 +189,9 @@ class Trainer:
     def run(self) -> ValidationResult | None:
         """Train to the last step or until patience ends. Returns the last validation."""
         config = self.config
-        crops = Crops(self._files, config, self.cutouts, config.seed + 1000 * self.rank + self.step)
+        # Cut-outs are pasted afresh; a copy of one that was rendered into a frame would only be a worse picture of it.
+        copied = sorted(set(self._names) - set(self.cutouts.names if self.cutouts else ()))
+        crops = Crops(self._files, config, self.cutouts, copied, config.seed + 1000 * self.rank + self.step)
         loader = torch.utils.data.DataLoader(
             crops, config.batch_size, collate_fn=collate, num_workers=config.workers, pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if config.workers else None, worker_init_fn=_quiet_worker,
@@ -194,10 +202,10 @@ class Trainer:
         weights = LossWeights(*(getattr(config, field.name) for field in dataclasses.fields(LossWeights)))
         result, sums, began = None, {}, time.monotonic()  # type: ignore[var-annotated]
         reported = self.step
-        for images, labels, hazards in loader:
+        for maps, labels, hazards in with_pyramids(loader, pyramid, self.device):
             if self.step >= config.steps:
                 break
-            losses = self._train_step(images.to(self.device), labels.to(self.device), hazards, pyramid, weights)
+            losses = self._train_step(maps, labels.to(self.device), hazards, weights)
             self.step += 1
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + value
@@ -220,7 +228,7 @@ class Trainer:
             raise TrainingError("the frozen CLIP's weights moved during training: this is a bug, the run is void")
         return result
 
-    def _train_step(self, images: Tensor, labels: Tensor, hazards: list[dict[int, str]], pyramid, weights) -> dict[str, float]:
+    def _train_step(self, maps: Pyramid, labels: Tensor, hazards: list[dict[int, str]], weights: LossWeights) -> dict[str, float]:
         config = self.config
         rate = config.learning_rate * min(1.0, (self.step + 1) / max(1, config.warmup_steps))
         rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / config.steps)))
@@ -228,7 +236,6 @@ class Trainer:
             group["lr"] = rate
         columns, things, emphasis, words = self._targets(labels, hazards)
         named = sample_points(labels, NAMED_POINTS) if config.name_weight else None
-        maps = pyramid(images)
         mixed = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.precision)
         with torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
             heads, of_points, void, logit_scale = self._wrapped(maps, named, tuple(labels.shape[-2:]))

@@ -66,7 +66,22 @@ LAYOUTS = _layouts()
 
 
 def decode_raw(data: Bytes, *, height: int, width: int, encoding: str, step: int = 0, is_bigendian: bool = False) -> np.ndarray:
-    """Decode a raw image.
+    """Decode a raw image; arguments and errors are those of `view_raw`.
+
+    Returns:
+        (H, W, 3) uint8 RGB; of an unpadded rgb8 image a read-only view of `data`, without any copy.
+
+    Raises:
+        MissingDependencyError: Bayer or YUV without `rosbags-image`.
+    """
+    pixels, layout = view_raw(data, height=height, width=width, encoding=encoding, step=step, is_bigendian=is_bigendian)
+    return _to_rgb(_to_8_bit(pixels), layout.color)
+
+
+def view_raw(
+    data: Bytes, *, height: int, width: int, encoding: str, step: int = 0, is_bigendian: bool = False
+) -> tuple[np.ndarray, Layout]:
+    """Check a raw image and look at its values where they lie.
 
     Args:
         data: at least step x height bytes (x 3/2 for nv12 and nv21).
@@ -76,11 +91,10 @@ def decode_raw(data: Bytes, *, height: int, width: int, encoding: str, step: int
         is_bigendian: byte order of 16-bit values.
 
     Returns:
-        (H, W, 3) uint8 RGB; of an unpadded rgb8 image a read-only view of `data`, without any copy.
+        (rows, W, channels) uint8 or uint16 view of `data` without the padding, and what the values are.
 
     Raises:
         ImageError: unknown encoding, unusable size, or data that is too short; the message says which.
-        MissingDependencyError: Bayer or YUV without `rosbags-image`.
     """
     layout = LAYOUTS.get(encoding) or LAYOUTS.get(encoding.lower())
     if layout is None:
@@ -111,7 +125,7 @@ def decode_raw(data: Bytes, *, height: int, width: int, encoding: str, step: int
         buffer=flat,
         strides=(step, layout.channels * dtype.itemsize, dtype.itemsize),
     )
-    return _to_rgb(_to_8_bit(pixels), layout.color)
+    return pixels, layout
 
 
 def decode_compressed(data: Bytes, image_format: str = "") -> np.ndarray:

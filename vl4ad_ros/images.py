@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import array
 import importlib
+import importlib.util
+import subprocess
 import sys
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rclpy.logging import get_logger
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
@@ -32,30 +36,76 @@ def to_rgb(message: Image | CompressedImage) -> np.ndarray:
         "step": message.step,
         "is_bigendian": bool(message.is_bigendian),
     }
-    bridge = None if message.encoding in _PLAIN else _cv_bridge()
-    if bridge is not None:
-        try:
-            return np.ascontiguousarray(bridge.imgmsg_to_cv2(message, "rgb8"))
-        except Exception:  # not one that it knows, or bad data: ours says which
-            pass
+    if message.encoding not in _PLAIN:
+        pixels, _ = image_encoding.view_raw(message.data, **arguments)
+        # Rows padded by part of a pixel come out skewed from cv_bridge, without an error.
+        rgb = _through_cv_bridge(message) if pixels.flags.c_contiguous else None
+        if rgb is not None:
+            return rgb
     return image_encoding.decode_raw(message.data, **arguments)
+
+
+def _through_cv_bridge(message: Image) -> np.ndarray | None:
+    """(H, W, 3) uint8 RGB, or None where cv_bridge is missing, broken, or does not know the encoding."""
+    bridge = _cv_bridge()
+    if bridge is None:
+        return None
+    try:
+        rgb = np.ascontiguousarray(bridge.imgmsg_to_cv2(message, "rgb8"))
+    except Exception:
+        return None
+    return rgb if rgb.dtype == np.uint8 and rgb.shape == (message.height, message.width, 3) else None
+
+
+_PROBE = """
+import sys
+import numpy as np
+from cv_bridge import CvBridge
+from sensor_msgs.msg import Image
+values = np.full(16, 9 * 257, np.uint16)
+image = Image(height=4, width=4, encoding="mono16", step=8, is_bigendian=int(sys.byteorder == "big"), data=values.tobytes())
+result = np.asarray(CvBridge().imgmsg_to_cv2(image, "rgb8"))
+if result.shape != (4, 4, 3) or (result != 9).any():
+    raise SystemExit("it gives wrong values")
+"""
 
 
 @lru_cache(maxsize=1)
 def _cv_bridge() -> Any | None:
-    """The distribution's cv_bridge where it is installed and works; None otherwise.
+    """The distribution's cv_bridge where it is installed and works; None otherwise, with a warning where it is broken.
 
-    Built against numpy 1 it takes the whole process down under numpy 2, so it is not even imported there.
+    It is tried in a process of its own first: one built for another numpy takes the whole process down (segmentation fault at
+    the first conversion under numpy 2).
     """
-    if int(np.__version__.split(".")[0]) >= 2:
+    if importlib.util.find_spec("cv_bridge") is None:
         return None
+    logger = get_logger("vl4ad_detector.images")
+    problem = problem_of_cv_bridge()
+    if not problem:
+        try:
+            bridge_module = importlib.import_module("cv_bridge")
+            bridge = bridge_module.CvBridge()
+            logger.info(f"uncommon encodings are read with cv_bridge ({Path(bridge_module.__file__ or '').parent})")
+            return bridge
+        except Exception as error:
+            problem = f"{type(error).__name__}: {error}"
+    logger.warning(
+        f"cv_bridge is installed but does not work with numpy {np.__version__} ({problem}): "
+        "uncommon encodings are read with rosbags-image instead"
+    )
+    return None
+
+
+def problem_of_cv_bridge() -> str:
+    """Why the installed cv_bridge cannot be used, in a few words; empty where it can."""
     try:
-        bridge = importlib.import_module("cv_bridge").CvBridge()
-        probe = from_array(np.full((4, 4), 257 * 9, np.uint16), "mono16", Header())
-        works = (np.asarray(bridge.imgmsg_to_cv2(probe, "rgb8")) == 9).all()
-    except Exception:
-        return None
-    return bridge if works else None
+        trial = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"trying it failed: {error}"[:200]
+    if trial.returncode < 0:
+        return f"it crashes, signal {-trial.returncode}"
+    said = trial.stderr.strip().splitlines()
+    return "" if trial.returncode == 0 else said[-1][:200] if said else f"exit status {trial.returncode}"
 
 
 def from_array(values: np.ndarray, encoding: str, header: Header) -> Image:

@@ -58,7 +58,7 @@ def export(
 
     return _traced(
         network,
-        lambda rgb: network.proposal_tensors(network.normalize(rgb), pooled=pooled),
+        lambda normalized: network.proposal_tensors(normalized, pooled=pooled),
         (batch, height, width, 3),
         list(output_names(pooled)),
         precision,
@@ -68,7 +68,7 @@ def export(
 def export_backbone(network: FCCLIP, *, height: int, width: int, precision: str = "fp32") -> onnx.ModelProto:
     """The frozen image tower alone, with the same input: the yardstick of `vl4ad benchmark engines`."""
     names = [f"stride_{stride}" for stride in (4, 8, 16, 32)]
-    return _traced(network, lambda rgb: network.clip(network.normalize(rgb)).pyramid, (1, height, width, 3), names, precision)
+    return _traced(network, lambda normalized: network.clip(normalized).pyramid, (1, height, width, 3), names, precision)
 
 
 def _traced(
@@ -85,8 +85,10 @@ def _traced(
             self.network = network
 
         def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            # To float before anything else: TensorRT casts uint8 inputs and does nothing more with them.
-            return compute(images.to(network.pixel_mean.dtype).permute(0, 3, 1, 2))
+            # To float before anything else: TensorRT casts uint8 inputs and does nothing more with them. Normalised as rows of
+            # pixels: a CPU engine keeps maps channels-last, so that turning them round afterwards is a matter of names.
+            mean, std = (values.view(1, 1, 1, 3) for values in (network.pixel_mean, network.pixel_std))
+            return compute(((images.to(mean.dtype) - mean) / std).permute(0, 3, 1, 2))
 
     stream = io.BytesIO()
     wrapped = Exported().eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -82,7 +83,8 @@ class MultiScaleDeformableAttention(nn.Module):
             weight = weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, length, count)
             # (B * heads, depth, L, points); in place where no gradient needs the samples: fresh memory costs time.
             parts.append(sampled * weight if torch.is_grad_enabled() else sampled.mul_(weight))
-        total = torch.cat(parts, dim=-1).sum(-1)
+        level_by_level = torch.onnx.is_in_onnx_export()  # engines copy what they concatenate
+        total = reduce(torch.add, [part.sum(-1) for part in parts]) if level_by_level else torch.cat(parts, dim=-1).sum(-1)
         return self.output_proj(total.view(batch, self.channels, length).transpose(1, 2).contiguous())
 
     def _gather_rows(self, query: Tensor, points: Tensor, values: Tensor, sizes: list[tuple[int, int]]) -> Tensor:

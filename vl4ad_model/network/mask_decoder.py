@@ -114,6 +114,9 @@ def pool_over_masks(features: Tensor, mask_logits: Tensor) -> Tensor:
     """
     inside = (mask_logits.detach() > 0).float().flatten(2)
     weights = inside / (inside.sum(-1, keepdim=True) + 1e-8)
+    if torch.onnx.is_in_onnx_export():
+        # Rows of pixels, as the masks themselves are made: a CPU engine holds maps channels-last and would turn this one round.
+        return torch.bmm(weights, _pixel_rows(features).float()).to(features.dtype)
     return torch.bmm(features.flatten(2).float(), weights.transpose(1, 2)).transpose(1, 2).to(features.dtype)
 
 

@@ -209,7 +209,7 @@ class DetectorNode(LifecycleNode):
         assert self._worker is not None and self._labels is not None
         self._statistics = {camera: diagnostics.CameraStatistics() for camera in self.cameras}
         self._last_stamp = dict.fromkeys(self.cameras)
-        self._labels.version = 0
+        self._labels.forget()
         self._active = True
         self._announce()
         self._inputs = [CameraInput(self, camera, self.settings, self._receive) for camera in self.cameras]
@@ -366,6 +366,8 @@ class DetectorNode(LifecycleNode):
             self._worker.limit_rate(self.settings.max_rate)
         if not self.settings.same_words(old):
             self._change_words()
+        elif self._worker is not None and self.settings.anomaly_threshold != old.anomaly_threshold:
+            self._worker.poke()  # LabelInfo says it, also while no image comes
 
     def _change_words(self) -> None:
         """Encode new words beside the running images and swap them in as one."""

@@ -94,6 +94,7 @@ class LabelOutputs:
             self._label_info = node.create_lifecycle_publisher(self._types.LabelInfo, "~/label_info", LATCHED)
         except (ImportError, AttributeError):
             pass  # older distributions have no LabelInfo
+        self._info_of: tuple[int, float] | None = None
         self.version = 0
         """The vocabulary version last announced."""
 
@@ -102,9 +103,17 @@ class LabelOutputs:
     ) -> None:
         """Publish the words of a version once; every later call with the same version does nothing.
 
+        LabelInfo also says the threshold, and is published again when that changes.
+
         Args:
             after: the stamp of the last frame of each camera that was scored with older words: later frames have these.
         """
+        if self._label_info is not None and self._info_of != (version, threshold):
+            info = self._types.LabelInfo(threshold=float(threshold))
+            info.header.stamp = self._node.get_clock().now().to_msg()
+            info.class_map = [self._types.VisionClass(class_id=i, class_name=name) for i, name in enumerate(vocabulary.names)]
+            self._label_info.publish(info)
+            self._info_of = (version, threshold)
         if version == self.version:
             return
         content: dict[str, Any] = {"version": version, "model": model, **vocabulary.to_json_dict()}
@@ -112,12 +121,11 @@ class LabelOutputs:
             camera: None if stamp is None else {"sec": stamp.sec, "nanosec": stamp.nanosec} for camera, stamp in after.items()
         }
         self._labels.publish(String(data=json.dumps(content, ensure_ascii=False)))
-        if self._label_info is not None:
-            info = self._types.LabelInfo(threshold=float(threshold))
-            info.header.stamp = self._node.get_clock().now().to_msg()
-            info.class_map = [self._types.VisionClass(class_id=i, class_name=name) for i, name in enumerate(vocabulary.names)]
-            self._label_info.publish(info)
         self.version = version
+
+    def forget(self) -> None:
+        """Say everything again at the next call."""
+        self.version, self._info_of = 0, None
 
     def destroy(self) -> None:
         self._node.destroy_lifecycle_publisher(self._labels)

@@ -125,6 +125,16 @@ def test_the_parameters_file_explains_every_parameter():
             assert lines[index - 1].strip().startswith("#"), line
 
 
+def test_large_images_are_prepared_for_each_fast_dds_and_what_is_set_stays():
+    from vl4ad_ros import transport
+
+    added = transport.large_image_environment({})
+    for name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):  # Kilted, Jazzy
+        assert Path(added[name]).name == "fastdds_large_images.xml" and Path(added[name]).is_file()
+        assert not any("PROFILES" in key for key in transport.large_image_environment({name: "/my/profile.xml"}))
+    assert not any("PROFILES" in key for key in transport.large_image_environment({"FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA"}))
+
+
 def test_the_layouts_show_topics_that_the_node_has():
     from vl4ad_ros.parameters import SPECS
 

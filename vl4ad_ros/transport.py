@@ -15,6 +15,8 @@ from pathlib import Path
 PROFILE = Path("config/fastdds_large_images.xml")
 SWITCH = "VL4AD_LARGE_IMAGES"
 """Set to 0 to leave a process's transport as it is."""
+PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+"""Where Fast DDS looks for a profile: 3 (Kilted and newer) reads the first, 2 (Jazzy) only the second."""
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 31),
@@ -32,8 +34,7 @@ def shared_file(relative: Path | str) -> Path | None:
 
 def profile_is_set(environment: MutableMapping[str, str]) -> bool:
     """Whether somebody chose a profile or transport already."""
-    names = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_BUILTIN_TRANSPORTS")
-    return any(environment.get(name) for name in names)
+    return any(environment.get(name) for name in (*PROFILE_VARIABLES, "FASTDDS_BUILTIN_TRANSPORTS"))
 
 
 def large_image_environment(environment: MutableMapping[str, str] | None = None) -> dict[str, str]:
@@ -46,7 +47,7 @@ def large_image_environment(environment: MutableMapping[str, str] | None = None)
     wanted = dict(ALLOCATOR)
     profile = shared_file(PROFILE)
     if profile is not None and not profile_is_set(environment):
-        wanted["FASTDDS_DEFAULT_PROFILES_FILE"] = str(profile)
+        wanted |= dict.fromkeys(PROFILE_VARIABLES, str(profile))
     return {name: value for name, value in wanted.items() if not environment.get(name)}
 
 

@@ -6,6 +6,7 @@ ros2 launch vl4ad_ros detector.launch.py cameras:="[front, left]" image_transpor
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import yaml
@@ -15,7 +16,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription
-from vl4ad_ros import transport
+from vl4ad_ros import transport, viewer_layouts
 
 ARGUMENTS = {
     "image": ("image", "Image topic of the only camera (with image_transport:=compressed its /compressed is read)."),
@@ -62,12 +63,20 @@ def _actions(context: LaunchContext) -> list:
     )
     actions = [detector]
     if _is_true(values["rviz"]):
-        layout = ["-d", str(share / "config" / "detector.rviz")]
+        layout = ["-d", _layout(share / "config" / "detector.rviz", values, given)]
         actions.append(_if_installed("rviz2", "rviz2", arguments=layout, additional_env=environment))
     if _is_true(values["foxglove"]):
+        layout = _layout(share / "config" / "foxglove_layout.json", values, given)
         actions.append(_if_installed("foxglove_bridge", "foxglove_bridge", additional_env=environment))
-        actions.append(LogInfo(msg=f"Foxglove: connect to ws://localhost:8765 and import {share / 'config/foxglove_layout.json'}"))
+        actions.append(LogInfo(msg=f"Foxglove: connect to ws://localhost:8765 and import {layout}"))
     return actions
+
+
+def _layout(committed: Path, values: dict[str, str], given: dict) -> str:
+    """One that shows the topics of this detector."""
+    cameras = given.get("cameras", ())
+    folder = Path(tempfile.mkdtemp(prefix="vl4ad-layout-")) if values["namespace"] or cameras else committed.parent
+    return str(viewer_layouts.layout_for(committed, folder, namespace=values["namespace"], cameras=cameras))
 
 
 def _if_installed(package: str, executable: str, **arguments):

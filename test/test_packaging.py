@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import stat
@@ -125,14 +126,23 @@ def test_the_parameters_file_explains_every_parameter():
             assert lines[index - 1].strip().startswith("#"), line
 
 
-def test_large_images_are_prepared_for_each_fast_dds_and_what_is_set_stays():
+@pytest.mark.parametrize(
+    ("library", "variables"),
+    [
+        ("libfastdds.so.3.2", {"FASTDDS_DEFAULT_PROFILES_FILE"}),  # Kilted; it warns of the other name
+        ("libfastrtps.so.2.14", {"FASTRTPS_DEFAULT_PROFILES_FILE"}),  # Jazzy; it does not know the other name
+    ],
+)
+def test_each_fast_dds_gets_the_profile_for_large_images_unless_one_is_set(tmp_path, library, variables):
     from vl4ad_ros import transport
 
-    added = transport.large_image_environment({})
-    for name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"):  # Kilted, Jazzy
-        assert Path(added[name]).name == "fastdds_large_images.xml" and Path(added[name]).is_file()
-        assert not any("PROFILES" in key for key in transport.large_image_environment({name: "/my/profile.xml"}))
-    assert not any("PROFILES" in key for key in transport.large_image_environment({"FASTDDS_BUILTIN_TRANSPORTS": "LARGE_DATA"}))
+    (tmp_path / library).touch()
+    found = {"LD_LIBRARY_PATH": str(tmp_path)}
+    added = {name: value for name, value in transport.large_image_environment(found).items() if "DDS" in name or "RTPS" in name}
+    assert set(added) == variables
+    assert all(Path(value).name == "fastdds_large_images.xml" and Path(value).is_file() for value in added.values())
+    for name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_BUILTIN_TRANSPORTS"):
+        assert not any("PROFILES" in key for key in transport.large_image_environment({**found, name: "mine"}))
 
 
 def test_the_layouts_show_topics_that_the_node_has():
@@ -144,6 +154,27 @@ def test_the_layouts_show_topics_that_the_node_has():
         shown = {part.split('"')[0].split()[0].rstrip(",") for part in text.split("/vl4ad_detector/")[1:]}
         assert shown and shown <= outputs | {spec.name for spec in SPECS}, shown
         yaml.safe_load(text)
+
+
+def test_the_layouts_follow_a_namespace_and_several_cameras(tmp_path):
+    from vl4ad_ros.viewer_layouts import layout_for
+
+    for name in ("detector.rviz", "foxglove_layout.json"):
+        committed = ROOT / "config" / name
+        assert layout_for(committed, tmp_path) == committed and not (tmp_path / name).exists()
+        cases = (("", ("front", "left", "rear"), "/vl4ad_detector/{}/overlay"), ("/robot/", ("",), "/robot/vl4ad_detector/overlay"))
+        for namespace, cameras, topic in cases:
+            written = layout_for(committed, tmp_path, namespace=namespace, cameras=list(filter(None, cameras)))
+            assert written.parent == tmp_path
+            topics = re.findall(r"(/[\w/]*vl4ad_detector/[\w/]+)", written.read_text())
+            assert [each for each in topics if each.endswith("overlay")] == [topic.format(camera) for camera in cameras]
+            assert all(each.startswith(topic.split("{")[0].removesuffix("overlay")) for each in topics)
+    layout = yaml.safe_load(layout_for(committed, tmp_path, cameras=["a", "b"]).read_text())
+    assert panels_in(layout["layout"]) == set(layout["configById"]), "every panel is placed, and no other"
+
+
+def panels_in(node):
+    return {node} if isinstance(node, str) else panels_in(node["first"]) | panels_in(node["second"])
 
 
 def test_the_launch_files_say_what_each_argument_does():

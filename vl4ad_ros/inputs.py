@@ -70,7 +70,8 @@ class CameraInput:
         self._seconds += 1
         publishers = self._publishers()
         if not publishers:
-            return "" if self._seconds < 5 else f"no publisher on {self.topic}: remap with -r image:=/your/topic"
+            name = f"{self.camera}/image" if self.camera else "image"
+            return "" if self._seconds < 5 else f"no publisher on {self.topic}: remap with -r {name}:=/your/topic"
         others = {each.topic_type for each in publishers} - {_name_of(self._message_type)}
         if others:
             found = sorted(others)[0]

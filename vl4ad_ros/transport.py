@@ -16,7 +16,7 @@ PROFILE = Path("config/fastdds_large_images.xml")
 SWITCH = "VL4AD_LARGE_IMAGES"
 """Set to 0 to leave a process's transport as it is."""
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
-"""Where Fast DDS looks for a profile: 3 (Kilted and newer) reads the first, 2 (Jazzy) only the second."""
+"""Where Fast DDS looks for a profile: 3 (Kilted) reads the first and warns of the second, 2 (Jazzy) only knows the second."""
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 31),
@@ -30,6 +30,16 @@ def shared_file(relative: Path | str) -> Path | None:
     roots = [here.parents[1], Path(sys.prefix) / "share" / "vl4ad_ros"]
     roots += [parent / "share" / "vl4ad_ros" for parent in here.parents]
     return next((root / relative for root in roots if (root / relative).is_file()), None)
+
+
+def profile_variables(environment: MutableMapping[str, str]) -> tuple[str, ...]:
+    """Those of `PROFILE_VARIABLES` to set: by the Fast DDS library on the path; both where none is found."""
+    for folder in [*environment.get("LD_LIBRARY_PATH", "").split(os.pathsep), os.path.join(sys.prefix, "lib")]:
+        if folder and any(Path(folder).glob("libfastdds.so*")):
+            return PROFILE_VARIABLES[:1]
+        if folder and any(Path(folder).glob("libfastrtps.so*")):
+            return PROFILE_VARIABLES[1:]
+    return PROFILE_VARIABLES
 
 
 def profile_is_set(environment: MutableMapping[str, str]) -> bool:
@@ -47,7 +57,7 @@ def large_image_environment(environment: MutableMapping[str, str] | None = None)
     wanted = dict(ALLOCATOR)
     profile = shared_file(PROFILE)
     if profile is not None and not profile_is_set(environment):
-        wanted |= dict.fromkeys(PROFILE_VARIABLES, str(profile))
+        wanted |= dict.fromkeys(profile_variables(environment), str(profile))
     return {name: value for name, value in wanted.items() if not environment.get(name)}
 
 

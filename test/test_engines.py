@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
 import torch
 
 from vl4ad_model import engines, registry
+from vl4ad_model.engines import onnx_export
 from vl4ad_model.engines.cache import EngineCache
 from vl4ad_model.engines.torch_engine import TorchEngine
 from vl4ad_model.errors import EngineError, MissingDependencyError
@@ -98,6 +100,43 @@ def test_new_prompts_build_nothing_and_count_from_the_next_image(tmp_path, monke
     assert result.vocabulary.names[19] == "a thing nobody has named"
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "engines").glob("*")}
     assert segmenter.engine_name == name and after == made
+
+
+@pytest.mark.parametrize("name", ("torch", *COMPILED))
+def test_new_prompts_cost_their_encoding_and_one_frame(tmp_path, monkeypatch, street, name):
+    """No rebuild and no export, one look of the network at the image, and no more processor time than a frame and the words take."""
+    monkeypatch.setenv("VL4AD_CACHE", str(tmp_path))
+    segmenter = Segmenter.load("tiny", engine=name, device="cpu", network_size=SIZE, offline=True, threads=1)
+
+    def spent(action):
+        began = time.process_time()
+        action()
+        return time.process_time() - began
+
+    def name_hazards(*hazards):
+        segmenter.vocabulary = segmenter.vocabulary.with_hazards(list(hazards))
+
+    segmenter.segment(street)
+    frame = max(spent(lambda: segmenter.segment(street)) for _ in range(5))
+    encoding = max(spent(lambda n=n: name_hazards(f"thing {n}|stuff {n}", f"matter {n}")) for n in range(3))
+    before = segmenter.segment(street)
+
+    def never(*_, **__):
+        raise AssertionError("new prompts must build nothing")
+
+    looks = []
+    propose = segmenter._engine.propose
+    monkeypatch.setattr(onnx_export, "export", never)
+    monkeypatch.setattr(engines, "create", never)
+    monkeypatch.setattr(EngineCache, "get_or_build", never)
+    monkeypatch.setattr(segmenter._engine, "propose", lambda *a, **k: looks.append(1) or propose(*a, **k))
+    known, results = segmenter.encoded_concepts, []
+    both = spent(lambda: (name_hazards("a thing nobody named|another", "a third"), results.append(segmenter.segment(street))))
+    assert segmenter.encoded_concepts == known + 3 and looks == [1] and segmenter.engine_name == name
+    assert results[0].vocabulary.names[19:] == ("a thing nobody named", "a third")
+    assert results[0].vocabulary_version == before.vocabulary_version + 1
+    # An export takes seconds; the slack is for a busy machine.
+    assert both <= 3 * (frame + encoding) + 0.2, (both, frame, encoding)
 
 
 def test_auto_takes_the_fastest_and_says_so(network, cache):

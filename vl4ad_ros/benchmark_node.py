@@ -26,6 +26,7 @@ class NodeBenchmark:
         outside: all but the network.
         rate_in, rate_out: Hz.
         dropped: images that a newer one replaced.
+        node_cpu, own_cpu: processor time of the node, and of this benchmark's sender and receiver, in ms per image answered.
     """
 
     image: str
@@ -37,6 +38,8 @@ class NodeBenchmark:
     rate_in: float
     rate_out: float
     dropped: int
+    node_cpu: float
+    own_cpu: float
 
 
 def benchmark_node(
@@ -74,6 +77,8 @@ def benchmark_node(
     table.add_row("latency p99", f"{result.latency_p99:.1f}")
     table.add_row("images in / out, Hz", f"{result.rate_in:.1f} / {result.rate_out:.1f}")
     table.add_row("dropped", str(result.dropped))
+    table.add_row("processor time per image answered: node", f"{result.node_cpu:.1f}")
+    table.add_row("processor time per image answered: sender and receiver", f"{result.own_cpu:.1f}")
     Console().print(table)
     if json_file:
         json_file.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
@@ -97,10 +102,12 @@ def measure_node(
         Vl4adError: the node does not start, or answers nothing.
     """
     try:
+        from vl4ad_ros import images
         from vl4ad_ros.detector_client import DetectorClient
     except ModuleNotFoundError:
         raise MissingDependencyError("rclpy", "ros", "the node's benchmark") from None
     import numpy as np
+    from std_msgs.msg import Header
 
     from vl4ad_ros.detector_process import DetectorProcess, own_domain
 
@@ -115,15 +122,18 @@ def measure_node(
     }
     with DetectorProcess(settings, domain=domain) as detector:
         detector.wait_until_active()
-        with DetectorClient(domain=domain, topics=topics) as user:
+        with DetectorClient(domain=domain, topics=topics, stamps_only=True) as user:
+            image = images.from_array(picture, "rgb8", Header(frame_id="camera"))
             user.wait_until_connected()
             # An engine that is compiled first is waited for; what is measured is the steady state.
             if not user.wait_for(lambda c: _node(c).get("engine build") == "done", timeout=600):
                 raise Vl4adError("the engine was not built within ten minutes")
-            _send(user, picture, rate, 2.0)
+            _send(user, image, rate, 2.0)
             for kept in user.collected.outputs.values():
                 kept.clear()
-            sent, took = _send(user, picture, rate, seconds)
+            node_cpu, own_cpu = detector.cpu_seconds(), time.process_time()
+            sent, took = _send(user, image, rate, seconds)
+            node_cpu, own_cpu = detector.cpu_seconds() - node_cpu, time.process_time() - own_cpu
             user.wait_for(lambda c: sent[-1] in c.outputs[topics[-1]], timeout=5)
             # The next diagnostics message covers the last ten seconds.
             user.collected.diagnostics.pop("vl4ad_detector: camera", None)
@@ -144,6 +154,8 @@ def measure_node(
         rate_in=len(sent) / took,
         rate_out=len(ages) / took,
         dropped=len(sent) - len(ages),
+        node_cpu=1e3 * node_cpu / len(ages),
+        own_cpu=1e3 * own_cpu / len(ages),
     )
 
 
@@ -151,10 +163,11 @@ def _node(collected) -> dict[str, str]:
     return collected.diagnostics.get("vl4ad_detector: detector", {})
 
 
-def _send(user, picture, rate: float, seconds: float) -> tuple[list[tuple[int, int]], float]:
-    """Send at a steady rate; the stamps, and how long it took."""
+def _send(user, image, rate: float, seconds: float) -> tuple[list[tuple[int, int]], float]:
+    """Send one message again and again at a steady rate, stamped anew, as a camera's driver does; the stamps, and how long it took."""
     stamps, began = [], time.monotonic()
     for index in range(max(1, round(rate * seconds))):
         time.sleep(max(0.0, began + index / rate - time.monotonic()))
-        stamps.append(user.send(picture))
+        image.header.stamp = user.now()
+        stamps.append(user.send_message(image))
     return stamps, max(time.monotonic() - began, len(stamps) / rate)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -39,7 +40,7 @@ Stamp = tuple[int, int]
 class Received:
     """One output message and when it came (time.time())."""
 
-    message: Image
+    message: Any
     when: float
 
 
@@ -76,6 +77,8 @@ class DetectorClient:
         compressed: send CompressedImage.
         reliable: the sender's reliability.
         keep: how many outputs per topic are kept; 0 = all.
+        stamps_only: outputs are taken as they come off the wire and only their stamps and times are kept, as little work as a
+            recorder has with them; their `message` is None.
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class DetectorClient:
         compressed: bool = False,
         reliable: bool = True,
         keep: int = 0,
+        stamps_only: bool = False,
         node_name: str = "vl4ad_client",
     ) -> None:
         transport.prepare_this_process()
@@ -103,7 +107,7 @@ class DetectorClient:
         self._publisher = self.node.create_publisher(kind, topic, QoSProfile(depth=1, reliability=reliability))
         prefix = f"{NODE}/{camera}/" if camera else f"{NODE}/"
         for name in topics:
-            self.node.create_subscription(Image, prefix + name, self._keeper(name), outputs.MAPS_QOS)
+            self.node.create_subscription(Image, prefix + name, self._keeper(name, stamps_only), outputs.MAPS_QOS, raw=stamps_only)
         self.node.create_subscription(String, f"{NODE}/labels", self._on_labels, outputs.LATCHED)
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._clients: dict[str, Any] = {}
@@ -116,11 +120,13 @@ class DetectorClient:
         with contextlib.suppress(ExternalShutdownException):
             self._executor.spin()
 
-    def _keeper(self, name: str) -> Callable[[Image], None]:
-        def keep(message: Image) -> None:
+    def _keeper(self, name: str, stamps_only: bool) -> Callable[[Any], None]:
+        def keep(message: Any) -> None:
+            # The serialized form begins with four bytes that name it, and the header's stamp.
+            stamp = struct.unpack_from("<iI", message, 4) if stamps_only else stamp_of(message.header)
             with self._changed:
                 kept = self.collected.outputs[name]
-                kept[stamp_of(message.header)] = Received(message, time.time())
+                kept[stamp] = Received(None if stamps_only else message, time.time())
                 if self._keep and len(kept) > self._keep:
                     kept.pop(next(iter(kept)))
                 self._changed.notify_all()

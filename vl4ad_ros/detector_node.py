@@ -124,7 +124,8 @@ class DetectorNode(LifecycleNode):
             return result
         except Vl4adError as error:
             self.load_problem = self._last_error = str(error)
-            self.get_logger().error(f"cannot {what}: {error}")
+            say = self.get_logger().error if self.context.ok() else self.get_logger().info
+            say(f"cannot {what}: {error}")
             if what == "configure":
                 self._release()
             return TransitionCallbackReturn.FAILURE
@@ -491,6 +492,10 @@ def run(arguments: list[str] | None = None) -> int:
             executor.spin()
     except ExternalShutdownException:
         pass
+    except Exception:
+        # Asked to end in the middle of a transition: Jazzy's rclpy cannot publish that it ended, and raises.
+        if rclpy.ok():
+            raise
     finally:
         ended = node is None or node.stop_threads()
         if node is not None and ended:

@@ -104,7 +104,7 @@ def test_new_prompts_build_nothing_and_count_from_the_next_image(tmp_path, monke
 
 @pytest.mark.parametrize("name", ("torch", *COMPILED))
 def test_new_prompts_cost_their_encoding_and_one_frame(tmp_path, monkeypatch, street, name):
-    """No rebuild and no export, one look of the network at the image, and no more processor time than a frame and the words take."""
+    """No build and no export, one look of the network at the image, and the processor time of a frame and of the words."""
     monkeypatch.setenv("VL4AD_CACHE", str(tmp_path))
     segmenter = Segmenter.load("tiny", engine=name, device="cpu", network_size=SIZE, offline=True, threads=1)
 

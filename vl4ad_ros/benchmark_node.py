@@ -164,7 +164,7 @@ def _node(collected) -> dict[str, str]:
 
 
 def _send(user, image, rate: float, seconds: float) -> tuple[list[tuple[int, int]], float]:
-    """Send one message again and again at a steady rate, stamped anew, as a camera's driver does; the stamps, and how long it took."""
+    """Send one message at a steady rate, stamped anew, as a camera's driver does; the stamps, and how long it took."""
     stamps, began = [], time.monotonic()
     for index in range(max(1, round(rate * seconds))):
         time.sleep(max(0.0, began + index / rate - time.monotonic()))

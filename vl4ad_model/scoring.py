@@ -9,10 +9,11 @@ NOT the same (scores off by up to 0.21).
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +22,10 @@ from torch.nn import functional as F
 
 from vl4ad_model import native_scoring
 from vl4ad_model.network.proposals import MaskProposals
+from vl4ad_model.out_of_memory import is_out_of_memory
 from vl4ad_model.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
 
 CLASSIFIERS = ("in_vocabulary", "out_of_vocabulary", "ensemble")
 MAX_LOGIT_SCALE = 100.0
@@ -29,6 +33,7 @@ MAX_LOGIT_SCALE = 100.0
 _QUERIES_PER_TILE = 32
 _BYTES_PER_TILE = 4 << 20
 _CUDA_BYTES_PER_TILE = 256 << 20
+_MOST_HALVINGS = 6
 
 
 class ScoreMaps(NamedTuple):
@@ -67,6 +72,20 @@ class TextClassifier:
     def needs_pooled(self) -> bool:
         """Whether the out-of-vocabulary branch has any weight."""
         return bool((self.class_weight > 0).any())
+
+    def on(self, device: torch.device) -> TextClassifier:
+        """The same on a device: scoring is done where the proposals are, which may change when an engine is replaced."""
+        if self.rows.device == device:
+            return self
+        if device not in self._elsewhere:
+            values = {field.name: getattr(self, field.name) for field in fields(self)}
+            moved: dict[str, Any] = {name: value.to(device) for name, value in values.items() if isinstance(value, Tensor)}
+            self._elsewhere[device] = replace(self, **moved)
+        return self._elsewhere[device]
+
+    @cached_property
+    def _elsewhere(self) -> dict[torch.device, TextClassifier]:
+        return {}
 
 
 def prepare_classifier(
@@ -192,10 +211,18 @@ def _this_thread_alone() -> Iterator[None]:
 
 
 class Scorer:
-    """Turns proposals into maps; keeps its buffers, so use one per thread."""
+    """Turns proposals into maps; keeps its buffers, so use one per thread.
+
+    Where memory runs out it works in smaller tiles from then on, and at last on the CPU.
+
+    Attributes:
+        notice: what it had to do for want of memory, in words; empty while there is enough.
+    """
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._halved = 0
+        self.notice = ""
 
     def score(
         self, proposals: MaskProposals, classifier: TextClassifier, output_size: tuple[int, int] | None = None
@@ -206,15 +233,37 @@ class Scorer:
             proposals: from any engine, on any device; the maps are made where the proposals are.
             output_size: (height, width) of the maps; None = the proposals' image size.
         """
-        results = []
-        for index in range(proposals.mask_logits.shape[0]):
-            labels_rows, anomaly_rows = self._matrices(proposals.image(index), classifier)
-            results.append(self._maps(proposals.image(index), labels_rows, anomaly_rows, classifier, output_size))
-        return results
+        count = proposals.mask_logits.shape[0]
+        return [self._score_one(proposals.image(index), classifier, output_size) for index in range(count)]
+
+    def _score_one(self, proposals: MaskProposals, classifier: TextClassifier, output_size: tuple[int, int] | None) -> ScoreMaps:
+        while True:
+            device = proposals.mask_logits.device
+            try:
+                there = classifier.on(device)
+                labels_rows, anomaly_rows = self._matrices(proposals, there)
+                return self._maps(proposals, labels_rows, anomaly_rows, there, output_size)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = str(error).partition("\n")[0]
+            # Out here the exception no longer keeps the failed tile's tensors alive.
+            self._buffers.clear()
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            if self._halved < _MOST_HALVINGS:
+                self._halved += 1
+                self.notice = f"scoring works in tiles 1/{2**self._halved} as large: memory ran out on {device}"
+            elif device.type != "cpu":
+                proposals = proposals.on("cpu")
+                self.notice = f"scoring works on the CPU: memory ran out on {device}"
+            else:
+                raise MemoryError(f"out of memory while scoring: {problem}")
+            log.warning("%s (%s)", self.notice, problem)
 
     def class_map(self, proposals: MaskProposals, classifier: TextClassifier, output_size: tuple[int, int] | None = None) -> Tensor:
         """p of every class, (K + Q, H, W) float32, of a batch of one: FC-CLIP's `sem_seg`."""
-        matrix, _ = self._matrices(proposals, classifier)
+        matrix, _ = self._matrices(proposals, classifier.on(proposals.mask_logits.device))
         height, width = output_size or proposals.image_size
         result = torch.empty((matrix.shape[0], height, width), device=matrix.device)
         for top, rows in self._tiles(proposals, matrix, (height, width)):
@@ -265,10 +314,10 @@ class Scorer:
     def _tiles(self, proposals: MaskProposals, matrix: Tensor, output_size: tuple[int, int]):
         """Yield (top row, (C, rows, W) class map) from top to bottom. The map is a buffer: use it before the next one."""
         masks = proposals.mask_logits[0]
-        dtype = masks.dtype if masks.is_cuda else torch.float32
-        masks, matrix = masks.to(dtype), matrix.to(dtype).contiguous()
+        # Half precision masks are added up in full: float16 near 1 knows steps of 5e-4, and scores that tie cannot be ranked.
+        masks, matrix = masks.float(), matrix.float().contiguous()
         count = masks.shape[0]
-        budget = _CUDA_BYTES_PER_TILE if masks.is_cuda else _BYTES_PER_TILE
+        budget = (_CUDA_BYTES_PER_TILE if masks.is_cuda else _BYTES_PER_TILE) >> self._halved
         step = count if masks.is_cuda else min(count, _QUERIES_PER_TILE)
         height, width = output_size
         stages = [_Stage((int(masks.shape[-2]), int(masks.shape[-1])), proposals.padded_size, proposals.image_size)]
@@ -287,7 +336,7 @@ class Scorer:
                     torch.mm(part, flat, out=combined)
                 else:
                     torch.addmm(combined, part, flat, out=combined)
-            yield top, combined.view(-1, bottom - top, width).float()
+            yield top, combined.view(-1, bottom - top, width)
 
     def _upsample(self, masks: Tensor, stages: list[_Stage], top: int, bottom: int) -> Tensor:
         """Rows top..bottom of the upsampled logits (n, rows, W): across first, where it is cheap, then down.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,12 +14,12 @@ import numpy as np
 
 from vl4ad_model.errors import EngineError, Vl4adError, VocabularyError
 from vl4ad_model.image_files import MAX_SIDE, check_rgb
+from vl4ad_model.out_of_memory import is_out_of_memory
 from vl4ad_model.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from vl4ad_model.engines.base import BuildProgress, Engine, ProgressCallback
     from vl4ad_model.network.fcclip import FCCLIP
-    from vl4ad_model.network.proposals import MaskProposals
     from vl4ad_model.prompts import TextEncoder
     from vl4ad_model.scoring import TextClassifier
 
@@ -165,8 +165,8 @@ class Segmenter:
 
     @property
     def engine_reason(self) -> str:
-        """Why this engine runs, one line."""
-        return self._engine.reason
+        """Why this engine runs, one line, and what had to be done for want of memory."""
+        return "; ".join(filter(None, (self._engine.reason, self._scorer.notice)))
 
     @property
     def engine_progress(self) -> BuildProgress | None:
@@ -356,8 +356,9 @@ class Segmenter:
         # maps are, at a fraction of the cost.
         scored_size = wanted if self._network.config.resize_masks else fitted_size
         results = []
-        with torch.inference_mode():
-            proposals = self._propose(batch, fitted_size, any(words.classifier.needs_pooled for words in all_words))
+        with torch.inference_mode(), self._memory_is_enough(len(batch), fitted_size):
+            pooled = any(words.classifier.needs_pooled for words in all_words)
+            proposals = self._engine.propose(batch, fitted_size, pooled=pooled)
             proposed = time.perf_counter()
             for words in all_words:
                 began = time.perf_counter()
@@ -385,14 +386,15 @@ class Segmenter:
             anomaly = cv2.resize(anomaly, width_height, interpolation=cv2.INTER_LINEAR)
         return labels, anomaly
 
-    def _propose(self, batch: np.ndarray, fitted_size: tuple[int, int], pooled: bool) -> MaskProposals:
+    @contextlib.contextmanager
+    def _memory_is_enough(self, count: int, size: tuple[int, int]) -> Iterator[None]:
         try:
-            return self._engine.propose(batch, fitted_size, pooled=pooled)
+            yield
         except (MemoryError, RuntimeError) as error:  # torch: a RuntimeError that says so
-            if not isinstance(error, MemoryError) and not re.search("can't allocate memory|out of memory", str(error), re.I):
+            if not is_out_of_memory(error):
                 raise
             raise EngineError(
-                f"not enough memory for {len(batch)} image(s) of {fitted_size[1]}x{fitted_size[0]} pixels in {self.model_name}: "
+                f"not enough memory for {count} image(s) of {size[1]}x{size[0]} pixels in {self.model_name}: "
                 "set a smaller network size"
             ) from None
 

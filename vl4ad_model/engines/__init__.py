@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from vl4ad_model.errors import EngineError, MissingDependencyError, Vl4adError
+from vl4ad_model.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from vl4ad_model.engines.base import Engine, ProgressCallback
@@ -140,13 +141,13 @@ def create(
                 compiled.prepare(needs_pooled)
             return serving
         except Vl4adError as error:
-            if engine != "auto":
+            if engine != "auto" and not is_out_of_memory(error):
                 raise
             passed_over.append(str(error))
         except Exception as error:
             from vl4ad_model.engines.serving import one_line
 
-            if engine != "auto":
+            if engine != "auto" and not is_out_of_memory(error):
                 raise EngineError(f"engine {name} does not work here: {one_line(error)}") from None
             passed_over.append(f"{name} failed: {one_line(error)}")
         log.warning("engine %s is passed over: %s", name, passed_over[-1])

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from vl4ad_model.engines.base import BuildProgress, Engine, ProgressCallback
 from vl4ad_model.engines.compiled import CompiledEngine
 from vl4ad_model.errors import EngineError, Vl4adError
+from vl4ad_model.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from vl4ad_model.network.proposals import MaskProposals
@@ -26,8 +26,8 @@ class ServingEngine(Engine):
 
     Args:
         compiled: the engine that is wanted; None = PyTorch alone.
-        fallbacks: makers of the engines that stand in for it, best first, each made when first needed. The last one should need
-            nothing that can run out.
+        fallbacks: makers of the engines that stand in for it, best first, each made when first needed; one that cannot be made is
+            passed over. The last one should need nothing that can run out.
         reason: why `compiled` was chosen.
         background: build while a fallback serves; otherwise `propose` waits for a variant that is not there yet.
         progress: called from the building thread.
@@ -49,8 +49,7 @@ class ServingEngine(Engine):
         self._lock = threading.Lock()
         self._closed = False
         self.last_error = ""
-        first = compiled if compiled is not None else self._made()
-        self.device, self.precision, self.network_size = first.device, first.precision, first.network_size
+        self.network_size = compiled.network_size if compiled is not None else self._made().network_size
         if compiled is not None:
             compiled._callback = self._report
 
@@ -66,6 +65,20 @@ class ServingEngine(Engine):
     def name(self) -> str:  # type: ignore[override]
         """The engine that answers the next image."""
         return self._running.name
+
+    @property
+    def device(self) -> str:  # type: ignore[override]
+        """Where it runs; a fallback may run elsewhere."""
+        return self._at_hand.device
+
+    @property
+    def precision(self) -> str:  # type: ignore[override]
+        return self._at_hand.precision
+
+    @property
+    def _at_hand(self) -> Engine:
+        """What runs now, or will: to ask is no reason to make a fallback."""
+        return self._compiled if self._compiled is not None and self._fallback is None else self._running
 
     @property
     def reason(self) -> str:  # type: ignore[override]
@@ -102,7 +115,7 @@ class ServingEngine(Engine):
         try:
             compiled.prepare(pooled)
         except Exception as error:  # a compiler may fail in any way; images go on
-            self._give_up(compiled, error)
+            self._give_up(compiled, _Failure.of(error))
         finally:
             self.progress = None
         if self._closed:
@@ -121,48 +134,56 @@ class ServingEngine(Engine):
         if compiled is not None and compiled.ready(pooled):
             try:
                 return compiled.propose(images, image_size, pooled=pooled)
-            except Vl4adError:
-                raise  # the caller's mistake, or one that the engine has explained
             except Exception as error:
-                self._give_up(compiled, error)
+                if isinstance(error, Vl4adError) and not is_out_of_memory(error):
+                    raise  # the caller's mistake, or one that the engine has explained
+                failure = _Failure.of(error)
+            self._give_up(compiled, failure)  # out here the exception no longer holds on to the device's memory
         while True:
             fallback = self._made()
             try:
-                return self._on_device(fallback.propose(images, image_size, pooled=pooled))
-            except RuntimeError as error:
-                if not self._makers:
-                    raise EngineError(f"engine {fallback.name} failed on {fallback.device}: {one_line(error)}") from None
-                self._give_up(fallback, error)
+                return fallback.propose(images, image_size, pooled=pooled)
+            except (RuntimeError, MemoryError) as error:
+                failure = _Failure.of(error)
+            if failure.out_of_memory and len(images) > 1:
+                half = len(images) // 2
+                parts = [self.propose(part, image_size, pooled=pooled) for part in (images[:half], images[half:])]
+                return parts[0].joined_with(parts[1])
+            if not self._makers:
+                if failure.out_of_memory:
+                    raise MemoryError(f"out of memory: {failure.text}")
+                raise EngineError(f"engine {fallback.name} failed on {fallback.device}: {failure.text}")
+            self._give_up(fallback, failure)
 
     def _made(self) -> Engine:
-        if self._fallback is None:
+        while self._fallback is None:
             if not self._makers:
                 raise EngineError(f"no engine is left: {self.last_error}")
-            self._fallback = self._makers.pop(0)()
+            try:
+                self._fallback = self._makers.pop(0)()
+            except (RuntimeError, MemoryError) as error:
+                if not self._makers:
+                    raise
+                failure = _Failure.of(error)
+                self.last_error = f"the next engine {failure.what} while it was made ({failure.text})"
+                log.error("%s; another takes over", self.last_error)
+                continue
+            if self.last_error:
+                self._chosen_because = f"{self._fallback.name} on {self._fallback.device}"
         return self._fallback
 
-    def _give_up(self, engine: Engine, error: Exception) -> None:
+    def _give_up(self, engine: Engine, failure: _Failure) -> None:
         """Never use `engine` again, say so, and free what it held."""
-        kind = "ran out of device memory" if is_out_of_memory(error) else "failed"
-        self.last_error = f"{engine.name} on {engine.device} {kind} ({one_line(error)})"
+        self.last_error = f"{engine.name} on {engine.device} {failure.what} ({failure.text})"
         with contextlib.suppress(Exception):
             engine.close()
         if engine is self._compiled:
             self._compiled = None
         else:
             self._fallback = None
-        self._chosen_because = f"{self._made().name} on {self._made().device}"
+        next_one = self._made()
+        self._chosen_because = f"{next_one.name} on {next_one.device}"
         log.error("%s; %s takes over", self.last_error, self._chosen_because)
-
-    def _on_device(self, proposals: MaskProposals) -> MaskProposals:
-        """The proposals where this engine promised them, whoever made them."""
-        if proposals.mask_logits.device.type == self.device.split(":")[0]:
-            return proposals
-        moved = {
-            field.name: value.to(self.device) if hasattr(value := getattr(proposals, field.name), "to") else value
-            for field in dataclasses.fields(proposals)
-        }
-        return type(proposals)(**moved)
 
     def close(self) -> None:
         self._closed = True
@@ -171,11 +192,21 @@ class ServingEngine(Engine):
                 engine.close()
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an exception says that device or host memory ran out."""
-    return type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "out of memory" in str(error).lower()
+class _Failure(NamedTuple):
+    """What an exception said, without the exception, whose traceback keeps the tensors of the failed run alive."""
+
+    text: str
+    out_of_memory: bool
+
+    @classmethod
+    def of(cls, error: BaseException) -> _Failure:
+        return cls(one_line(error), is_out_of_memory(error))
+
+    @property
+    def what(self) -> str:
+        return "ran out of device memory" if self.out_of_memory else "failed"
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The first line of an exception's text that says something."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

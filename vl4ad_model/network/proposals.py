@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -42,3 +43,20 @@ class MaskProposals:
             self.image_size,
             self.padded_size,
         )
+
+    def on(self, device: str | torch.device) -> MaskProposals:
+        """The proposals on a device; themselves where they are there already."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in values.items() if hasattr(value, "shape")})
+
+    def joined_with(self, others: MaskProposals) -> MaskProposals:
+        """One batch of the images of both."""
+        import torch
+
+        theirs = {field.name: getattr(others, field.name) for field in fields(others)}
+        joined = {
+            name: torch.cat((getattr(self, name), value.to(getattr(self, name).device)))
+            for name, value in theirs.items()
+            if hasattr(value, "shape")
+        }
+        return replace(self, **joined)

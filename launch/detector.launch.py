@@ -32,6 +32,7 @@ ARGUMENTS = {
     "rviz": ("false", "Also start RViz with a layout for the outputs."),
     "foxglove": ("false", "Also start foxglove_bridge; the layout is config/foxglove_layout.json."),
 }
+YES, NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
 PARAMETERS = ("image_transport", "model", "engine", "device")
 """Arguments that are parameters of the node: given ones win over the file's."""
 
@@ -47,8 +48,12 @@ def _actions(context: LaunchContext) -> list:
     given = {name: values[name] for name in PARAMETERS if values[name]}
     given["use_sim_time"] = _is_true(values["use_sim_time"])
     if values["cameras"]:
-        cameras = yaml.safe_load(values["cameras"])
-        given["cameras"] = [cameras] if isinstance(cameras, str) else list(cameras)
+        given["cameras"] = _cameras(values["cameras"])
+        if values["image"] != "image":
+            raise RuntimeError("image:= is for one camera; with cameras:= each reads <name>/image: remap at the camera drivers")
+    if values["params_file"] and not Path(values["params_file"]).is_file():
+        # launch_ros would only warn, and the node start with other words than it was given.
+        raise RuntimeError(f"params_file:={values['params_file']} is no file")
     environment = transport.large_image_environment() if _is_true(values["large_images"]) else {transport.SWITCH: "0"}
     detector = Node(
         package="vl4ad_ros",
@@ -87,5 +92,19 @@ def _if_installed(package: str, executable: str, **arguments):
     return Node(package=package, executable=executable, output="screen", **arguments)
 
 
+def _cameras(text: str) -> list[str]:
+    try:
+        cameras = yaml.safe_load(text)
+    except yaml.YAMLError:
+        cameras = None
+    cameras = [cameras] if isinstance(cameras, str) else cameras
+    if not isinstance(cameras, list) or not all(isinstance(camera, str) for camera in cameras):
+        raise RuntimeError(f'cameras:={text} is no list of names: write "cameras:=[front, left]"')
+    return cameras
+
+
 def _is_true(text: str) -> bool:
-    return text.strip().lower() in ("true", "1", "yes", "on")
+    given = text.strip().lower()
+    if given not in YES + NO:
+        raise RuntimeError(f"'{text}' is neither true nor false")
+    return given in YES

@@ -1,5 +1,6 @@
 """The package as pip, colcon and the ros2 commands find it, and a parameters file that agrees with the node."""
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -187,6 +188,29 @@ def test_the_launch_files_say_what_each_argument_does():
         assert {each.name for each in declared} == set(module.ARGUMENTS) and all(each.description for each in declared)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"params_file": "/nowhere.yaml"}, "params_file:=/nowhere.yaml is no file"),
+        ({"cameras": "[front"}, "is no list of names"),
+        ({"cameras": "7"}, "is no list of names"),
+        ({"cameras": "front", "image": "/camera/image"}, "image:= is for one camera"),
+        ({"rviz": "maybe"}, "'maybe' is neither true nor false"),
+    ],
+)
+def test_a_launch_argument_that_cannot_be_used_is_said_before_anything_starts(prefix, monkeypatch, given, said):
+    launch = pytest.importorskip("launch", reason="launch is not installed (it is not on PyPI)")
+    pytest.importorskip("launch_ros", reason="launch_ros is not installed (it is not on PyPI)")
+    monkeypatch.setenv("AMENT_PREFIX_PATH", f"{prefix}:{os.environ.get('AMENT_PREFIX_PATH', '')}")
+    spec = importlib.util.spec_from_file_location("detector", ROOT / "launch/detector.launch.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    context = launch.LaunchContext()
+    context.launch_configurations.update({name: default for name, (default, _) in module.ARGUMENTS.items()} | given)
+    with pytest.raises(RuntimeError, match=re.escape(said)):
+        module._actions(context)
+
+
 # --- the real ros2 commands -------------------------------------------------------------------------------------------------
 
 
@@ -238,7 +262,8 @@ def test_ros2_launch_and_ros2_param_work_for_real(prefix, tmp_path):
         param("load", "saved.yaml")
         assert "['tyre|tire', 'sofa']" in param("get", "hazard_prompts") and "0.25" in param("get", "anomaly_threshold")
     finally:
-        os.killpg(launched.pid, signal.SIGINT)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launched.pid, signal.SIGINT)
         try:
             launched.wait(20)
         except subprocess.TimeoutExpired:

@@ -363,7 +363,7 @@ class Segmenter:
             for words in all_words:
                 began = time.perf_counter()
                 maps = self._scorer.score(proposals, words.classifier, scored_size)
-                arrays = [(labels.cpu().numpy(), anomaly.cpu().numpy()) for labels, anomaly in maps]
+                arrays = [each.on_host() for each in maps]
                 scored = time.perf_counter()
                 resized = [self._finished(labels, anomaly, wanted) for labels, anomaly in arrays]
                 seconds = {

@@ -123,7 +123,7 @@ def _stages(engine: Any, backbone: Callable[[np.ndarray], Any], classifier: Any,
     return {
         "backbone alone": lambda: backbone(image),
         "network": network,
-        "scoring": lambda: [maps.anomaly.cpu() for maps in scorer.score(proposals["last"], classifier)],
+        "scoring": lambda: [maps.on_host() for maps in scorer.score(proposals["last"], classifier)],
     }
 
 

@@ -115,6 +115,7 @@ class _TensorRTRunner:
 
         trt = library()
         logger, messages = _logger(trt)
+        self._messages = messages
         self._device = torch.device(device)
         types = {trt.float32: torch.float32, trt.float16: torch.float16, trt.bool: torch.bool, trt.uint8: torch.uint8}
         self._context: Any
@@ -149,7 +150,9 @@ class _TensorRTRunner:
                 self._context.set_tensor_address(name, outputs[name].data_ptr())
             self._context.set_tensor_address(self._inputs[0], self._image.data_ptr())
             if not self._context.execute_async_v3(stream.cuda_stream):
-                raise RuntimeError("TensorRT did not run the network")
+                raise RuntimeError(
+                    f"TensorRT did not run the network: {self._messages[-1] if self._messages else 'no reason given'}"
+                )
             # The pinned buffer is filled again with the next image: it must have been read by then.
             stream.synchronize()
         return [outputs[name] for name in OUTPUTS if name in outputs]

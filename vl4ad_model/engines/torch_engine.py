@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,12 +14,27 @@ from torch import nn
 from vl4ad_model.engines.base import Engine
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vl4ad_model.network.fcclip import FCCLIP
     from vl4ad_model.network.proposals import MaskProposals
 
+log = logging.getLogger(__name__)
+
+_MOST_GRAPHS = 4
+_WARM_UPS = 3
+
 
 class TorchEngine(Engine):
-    """Eager PyTorch; half precision on CUDA only."""
+    """PyTorch; on CUDA channels-last, in half precision where asked for, and as CUDA graphs where images have one size.
+
+    A CUDA graph is all kernels of the network recorded once and started as one: launched one by one they take longer to start than
+    a small network takes to run. Where recording fails the network runs eagerly.
+
+    Args:
+        network_size: (height, width) of every image; None = any.
+        graphs: record CUDA graphs; off for what eager PyTorch takes.
+    """
 
     name = "torch"
 
@@ -28,6 +45,7 @@ class TorchEngine(Engine):
         device: str = "cpu",
         precision: str = "fp32",
         network_size: tuple[int, int] | None = None,
+        graphs: bool = True,
     ) -> None:
         self.device, self.precision, self.network_size = device, precision, network_size
         if device == "cpu" and precision == "fp32":
@@ -37,19 +55,69 @@ class TorchEngine(Engine):
             self._network.place_image_side(device, torch.float16 if precision == "fp16" else torch.float32)
         if device != "cpu":
             self._network = self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._record = graphs and device.startswith("cuda") and network_size is not None
+        self._graphs: dict[tuple[int, bool], _Recorded] = {}
 
     def propose(self, images: np.ndarray, image_size: tuple[int, int] | None = None, *, pooled: bool = True) -> MaskProposals:
         with torch.inference_mode():
             batch = torch.from_numpy(images)
-            if self.device != "cpu":
-                batch = batch.pin_memory().to(self.device, non_blocking=True)
-            batch = batch.permute(0, 3, 1, 2)  # NHWC in memory already: channels last at no cost
-            return self._network(batch, pooled=pooled, image_size=image_size)
+            if self.device == "cpu":
+                return self._run(batch, image_size, pooled)
+            with torch.cuda.device(self.device):
+                batch = batch.pin_memory()
+                recorded = self._recorded(batch, pooled)
+                if recorded is not None:
+                    return replace(recorded.run(batch), image_size=image_size or (int(batch.shape[1]), int(batch.shape[2])))
+                return self._run(batch.to(self.device, non_blocking=True), image_size, pooled)
+
+    def _run(self, batch: Tensor, image_size: tuple[int, int] | None, pooled: bool) -> MaskProposals:
+        # NHWC in memory already: channels last at no cost.
+        return self._network(batch.permute(0, 3, 1, 2), pooled=pooled, image_size=image_size)
+
+    def _recorded(self, batch: Tensor, pooled: bool) -> _Recorded | None:
+        key = (len(batch), pooled)
+        if not self._record or (key not in self._graphs and len(self._graphs) >= _MOST_GRAPHS):
+            return None
+        if key not in self._graphs:
+            try:
+                self._graphs[key] = _Recorded(self, batch, pooled)
+            except RuntimeError as error:  # also when memory runs out: eager needs less
+                log.warning("the network runs without CUDA graphs: %s", str(error).partition("\n")[0])
+                self._record = False
+                self._graphs.clear()
+                torch.cuda.empty_cache()
+                return None
+        return self._graphs[key]
 
     def close(self) -> None:
         self._network = None  # type: ignore[assignment]
+        self._graphs.clear()
         if self.device != "cpu":
             torch.cuda.empty_cache()
+
+
+class _Recorded:
+    """The network recorded for one batch size: fixed places in device memory for the images and for what comes out."""
+
+    def __init__(self, engine: TorchEngine, batch: Tensor, pooled: bool) -> None:
+        self._images = batch.to(engine.device)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):  # libraries choose their kernels and take their memory before anything is recorded
+                engine._run(self._images, None, pooled)
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        self._graph = torch.cuda.CUDAGraph()
+        # Another thread may bring new words to the device meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._proposals = engine._run(self._images, None, pooled)
+
+    def run(self, batch: Tensor) -> MaskProposals:
+        """(B, H, W, 3) uint8 in pinned memory to proposals of their own: those of the graph change with the next images."""
+        self._images.copy_(batch, non_blocking=True)
+        self._graph.replay()
+        return self._proposals.clone()
 
 
 def image_part(network: FCCLIP) -> FCCLIP:

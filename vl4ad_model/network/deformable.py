@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vl4ad_model.network.position import cell_counts
+
 CHUNK = 512  # tokens at a time in inference on a CPU: what lies between two steps stays in its cache
 
 
@@ -76,7 +78,8 @@ class MultiScaleDeformableAttention(nn.Module):
             area = height * width
             level_map = values[:, :, start : start + area].reshape(batch * heads, depth, height, width)
             start += area
-            places = centres + offsets[:, :, :, level] / offsets.new_tensor((width, height))  # (B, L, heads, points, 2)
+            cells = cell_counts(height, width, device=offsets.device).to(offsets.dtype)
+            places = centres + offsets[:, :, :, level] / cells  # (B, L, heads, points, 2)
             grid = 2 * places - 1  # as grid_sample counts
             grid = grid.transpose(1, 2).reshape(batch * heads, length, count, 2)
             sampled = F.grid_sample(level_map, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

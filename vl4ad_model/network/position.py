@@ -70,3 +70,9 @@ def reference_points(sizes: list[tuple[int, int]], *, device: torch.device | Non
         grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
         points.append(torch.stack((grid_x, grid_y), dim=-1).reshape(-1, 2))
     return torch.cat(points)
+
+
+@_constant
+def cell_counts(height: int, width: int, *, device: torch.device | None = None) -> Tensor:
+    """(width, height) of a map as (2,) float32, x before y. Made once: a copy from the host cannot be part of a CUDA graph."""
+    return torch.tensor((width, height), dtype=torch.float32, device=device)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
     from torch import Tensor
 
@@ -46,8 +48,15 @@ class MaskProposals:
 
     def on(self, device: str | torch.device) -> MaskProposals:
         """The proposals on a device; themselves where they are there already."""
+        return self._each(lambda tensor: tensor.to(device))
+
+    def clone(self) -> MaskProposals:
+        """A copy."""
+        return self._each(lambda tensor: tensor.clone())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> MaskProposals:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value.to(device) for name, value in values.items() if hasattr(value, "shape")})
+        return replace(self, **{name: change(value) for name, value in values.items() if hasattr(value, "shape")})
 
     def joined_with(self, others: MaskProposals) -> MaskProposals:
         """One batch of the images of both."""

@@ -1,0 +1,115 @@
+"""PyTorch on a GPU: recorded, in half precision, with its maps in pinned memory, and what happens when memory runs out there."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vl4ad_model import engines, registry
+from vl4ad_model.engines.torch_engine import TorchEngine, image_part
+from vl4ad_model.scoring import ScoreMaps
+from vl4ad_model.segmenter import Segmenter
+
+SIZE = (96, 160)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return registry.build_network(registry.locate("tiny", offline=True))[0]
+
+
+@pytest.fixture(scope="module")
+def picture(street):
+    return np.ascontiguousarray(street[:96, :160])[None]
+
+
+class HostCopies(TorchDispatchMode):
+    """Names the operators that touch memory of the host."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        tensors = [leaf for leaf in tree_leaves((arguments, keywords, result)) if isinstance(leaf, torch.Tensor)]
+        if any(tensor.device.type == "cpu" for tensor in tensors) or "local_scalar" in str(function):
+            self.seen.append(str(function))
+        return result
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_nothing_crosses_to_or_from_the_host_while_the_network_runs(network, pooled):
+    """What a CUDA graph can record; seen on torch's device without memory, which every machine has."""
+    part = image_part(network).eval()
+    part.place_image_side("meta")
+    images = torch.empty((1, 3, *SIZE), dtype=torch.uint8, device="meta")
+    with torch.enable_grad():  # the path that a GPU takes through deformable attention
+        part(images, pooled=pooled)  # constants are made once
+        with HostCopies() as copies:
+            part(images, pooled=pooled)
+    assert copies.seen == []
+
+
+def test_maps_on_the_host_are_handed_over_as_they_are():
+    labels, anomaly = torch.zeros((4, 6), dtype=torch.uint8), torch.rand((4, 6))
+    ours = ScoreMaps(labels, anomaly).on_host()
+    assert ours[0].ctypes.data == labels.data_ptr() and ours[1].ctypes.data == anomaly.data_ptr()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_recorded_equals_eager(network, picture, precision, pooled):
+    options = {"device": "cuda", "precision": precision, "network_size": SIZE}
+    recorded, eager = TorchEngine(network, **options), TorchEngine(network, graphs=False, **options)
+    first = recorded.propose(picture, (90, 160), pooled=pooled)
+    assert recorded._graphs and first.mask_logits.is_cuda and first.image_size == (90, 160)
+    kept = first.mask_logits.clone()
+    second = recorded.propose(np.ascontiguousarray(255 - picture), pooled=pooled)
+    assert torch.equal(first.mask_logits, kept) and not torch.equal(second.mask_logits, kept)
+    assert (second.pooled_embeddings is not None) == pooled
+    for ours, image in ((first, picture), (second, np.ascontiguousarray(255 - picture))):
+        theirs = eager.propose(image, pooled=pooled)
+        assert torch.allclose(ours.mask_logits, theirs.mask_logits, rtol=1e-2, atol=1e-2 if precision == "fp16" else 1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "share"), [("fp32", 0.999), ("fp16", 0.995)])
+def test_a_segmenter_on_the_gpu_sees_what_one_on_the_cpu_sees(street, precision, share):
+    here = Segmenter.load("tiny", engine="torch", device="cpu", network_size=SIZE, offline=True)
+    there = Segmenter.load("tiny", engine="torch", device="cuda", precision=precision, network_size=SIZE, offline=True)
+    for hazards in ([], ["tyre|tire", "sofa"]):
+        for segmenter in (here, there):
+            segmenter.vocabulary = segmenter.vocabulary.with_hazards(hazards)
+        ours, theirs = there.segment(street), here.segment(street)
+        assert (ours.labels == theirs.labels).mean() >= share
+        # In half precision too the score has the steps of float32, not of float16.
+        assert len(np.unique(ours.anomaly)) > 0.5 * len(np.unique(theirs.anomaly))
+    kept = ours.anomaly.copy()
+    there.segment(255 - street)
+    assert np.array_equal(ours.anomaly, kept)
+
+
+@pytest.mark.gpu
+def test_a_full_gpu_costs_time_and_never_the_answer(network, street):
+    torch.cuda.empty_cache()
+    segmenter = Segmenter.load("tiny", engine="torch", device="cuda", network_size=(384, 640), offline=True)
+    expected = segmenter.segment(street)
+    try:
+        torch.cuda.set_per_process_memory_fraction(1e-4)
+        segmenter = Segmenter.load("tiny", engine="torch", device="cuda", network_size=(384, 640), offline=True)
+        result = segmenter.segment(street)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert (result.labels == expected.labels).mean() > 0.999
+    assert "ran out of" in segmenter.engine_reason
+
+
+@pytest.mark.gpu
+def test_auto_takes_the_gpu(network, picture):
+    engine = engines.create(network, network_size=SIZE)
+    assert engine.device.startswith("cuda") and engine.propose(picture, pooled=False).mask_logits.is_cuda

@@ -10,7 +10,9 @@ from PIL import Image as PillowImage
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
+from builtin_interfaces.msg import Time
 from ros_fixtures import picture, running_detector
+from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
@@ -368,6 +370,26 @@ def test_the_rate_can_be_limited():
             user.send(picture())
             time.sleep(0.03)
         assert len(user.collected.outputs["segmentation"]) - start <= 4 * 3 + 2
+
+
+def test_simulated_time_without_a_clock_is_said_and_with_one_is_used():
+    status = "vl4ad_detector: camera"
+    with running_detector({"use_sim_time": True}, client={"topics": ("segmentation",)}) as (detector, user):
+        assert answered(user, picture())
+        assert user.wait_for(lambda c: "nothing publishes /clock" in c.messages.get(status, (0, ""))[1], timeout=10)
+        assert detector.log.count("nothing publishes /clock") == 1
+        clock = user.node.create_publisher(ClockMessage, "/clock", 1)
+        played = Time(sec=1_500_000_000)
+        for tick in range(40):
+            # 50 ms after the image was taken, by the played clock.
+            played.nanosec = tick * 10_000_000
+            clock.publish(ClockMessage(clock=Time(sec=played.sec, nanosec=played.nanosec + 50_000_000)))
+            time.sleep(0.1)
+            user.send(picture(), stamp=played)
+        shown = user.wait_for(
+            lambda c: "Hz" in c.messages[status][1] and 0 < float(c.diagnostics[status]["latency p50 (ms)"]) <= 60, timeout=10
+        )
+        assert shown, (user.collected.messages, user.collected.diagnostics[status])
 
 
 def test_json_of_labels_is_plain_json(user):

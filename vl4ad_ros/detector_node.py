@@ -17,6 +17,7 @@ try:
     import rclpy
     from builtin_interfaces.msg import Time
     from rcl_interfaces.msg import SetParametersResult
+    from rclpy.clock import Clock, ClockType
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
     from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
     from rclpy.parameter import Parameter
@@ -48,6 +49,7 @@ NODE_NAME = "vl4ad_detector"
 GRACE_SECONDS = 1.0
 """How long a frame or a model that is being loaded may take when the process is asked to end."""
 USER_ERROR = 2
+NO_CLOCK = "use_sim_time is set and nothing publishes /clock: ages are unknown (a bag needs 'ros2 bag play --clock')"
 
 
 class DetectorNode(LifecycleNode):
@@ -83,7 +85,8 @@ class DetectorNode(LifecycleNode):
         # Held while publishing: nothing is published once deactivation has returned.
         self._publishing = threading.Lock()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        self.create_timer(1.0, self._every_second)
+        # By a clock of its own: simulated time may stand still, and that has to be said too.
+        self.create_timer(1.0, self._every_second, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self.create_service(Trigger, "~/reload_vocabulary", self._reload_vocabulary)
 
     # --- lifecycle --------------------------------------------------------------------------------------------------------
@@ -293,10 +296,10 @@ class DetectorNode(LifecycleNode):
             self._last_stamp[camera] = stamp
         published = time.perf_counter()
         age = None
-        if stamp.sec or stamp.nanosec:
-            age = self.get_clock().now().nanoseconds * 1e-9 - (stamp.sec + stamp.nanosec * 1e-9)
-        else:
+        if not (stamp.sec or stamp.nanosec):
             self._complain(camera, "the header has no stamp: latency is unknown and outputs cannot be matched to images")
+        elif self._time_runs():
+            age = self.get_clock().now().nanoseconds * 1e-9 - (stamp.sec + stamp.nanosec * 1e-9)
         inside = dict(result.seconds)
         inside.setdefault("network", segmented - decoded)
         stages = {"decode": decoded - started, **inside, "encode": encoded - segmented, "publish": published - encoded}
@@ -415,6 +418,9 @@ class DetectorNode(LifecycleNode):
         for camera, problem in problems.items():
             if problem:
                 self._complain(camera, problem)
+        if not self._time_runs():
+            problems = {camera: problems.get(camera) or NO_CLOCK for camera in self.cameras}
+            self._complain("", NO_CLOCK)
         statuses = [self._node_status()]
         worker = self._worker
         for camera in self.cameras if self._active and worker is not None else ():
@@ -429,6 +435,10 @@ class DetectorNode(LifecycleNode):
                 )
             )
         self._publish_diagnostics(statuses)
+
+    def _time_runs(self) -> bool:
+        """False while simulated time is wanted and no clock has been heard."""
+        return self.get_clock().now().nanoseconds != 0
 
     def _node_status(self, level: bytes = DiagnosticStatus.OK, message: str = "") -> DiagnosticStatus:
         segmenter = self._segmenter

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from vl4ad_model import engines, registry
@@ -26,18 +26,23 @@ def picture(street):
     return np.ascontiguousarray(street[:96, :160])[None]
 
 
-class HostCopies(TorchDispatchMode):
-    """Names the operators that touch memory of the host."""
+class HostCopies(TorchFunctionMode):
+    """Names the calls that copy from or to memory of the host."""
+
+    crossing = frozenset(
+        {"tensor", "as_tensor", "new_tensor", "item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "from_numpy"}
+    )
 
     def __init__(self):
         super().__init__()
         self.seen = []
 
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
         result = function(*arguments, **(keywords or {}))
         tensors = [leaf for leaf in tree_leaves((arguments, keywords, result)) if isinstance(leaf, torch.Tensor)]
-        if any(tensor.device.type == "cpu" for tensor in tensors) or "local_scalar" in str(function):
-            self.seen.append(str(function))
+        name = getattr(function, "__name__", "")
+        if name in self.crossing or any(tensor.device.type == "cpu" for tensor in tensors):
+            self.seen.append(name)
         return result
 
 

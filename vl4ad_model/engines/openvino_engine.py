@@ -25,11 +25,15 @@ class OpenVINOEngine(CompiledEngine):
         return f"openvino {openvino.__version__}"
 
     def target(self) -> str:
-        return f"{_core().get_property('CPU', 'FULL_DEVICE_NAME')}, {self.threads or 'all'} threads"
+        options = " ".join(f"{name}={value}" for name, value in sorted(self._options().items()))
+        return f"{_core().get_property('CPU', 'FULL_DEVICE_NAME')}, {self.threads or 'all'} threads, {options}"
 
     def _options(self) -> dict[str, str | int | bool]:
         # bfloat16, the default where the CPU has it, moved cosines by up to 0.10.
         options: dict[str, str | int | bool] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        # A thread that is bound to a core waits for whoever else is on it, and all threads wait for that one: beside a busy process
+        # an image took two to three times as long.
+        options["ENABLE_CPU_PINNING"] = False
         if self.threads:
             options["INFERENCE_NUM_THREADS"] = self.threads
         return options

@@ -48,8 +48,8 @@ def measure_network(
 
     from vl4ad_model import registry
     from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
-    from vl4ad_model.scoring import Scorer, prepare_classifier
-    from vl4ad_model.vocabulary import Vocabulary
+    from vl4ad_model.network_words import classifier_for, random_rows, street_vocabulary
+    from vl4ad_model.scoring import Scorer
 
     torch.set_num_threads(threads)
     if untrained and model in registry.MODELS and registry.MODELS[model].folder is None:
@@ -63,18 +63,8 @@ def measure_network(
     default = config.network_size or (512, 1024)
     height, width = height or default[0], width or default[1]
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, height, width), dtype=np.uint8))
-    vocabulary = Vocabulary.cityscapes().with_hazards([f"hazard {i}|danger {i}" for i in range(hazards)])
-    count = sum(map(len, vocabulary.concept_groups))
-    rows = np.random.default_rng(1).standard_normal((count, network.clip.embed_dim)).astype(np.float32)
-    classifier = prepare_classifier(
-        vocabulary,
-        rows / np.linalg.norm(rows, axis=1, keepdims=True),
-        classifier=config.classifier,
-        merge_classes=True,
-        void=network.void_embedding.weight[0],
-        in_logit_scale=network.mask_decoder.logit_scale.item(),
-        out_logit_scale=network.clip.logit_scale.item(),
-    )
+    vocabulary = street_vocabulary(hazards)
+    classifier = classifier_for(network, vocabulary, random_rows(vocabulary, network.clip.embed_dim))
     pooled = classifier.needs_pooled
     scorer = Scorer()
     state: dict[str, Any] = {}

@@ -269,23 +269,12 @@ class Segmenter:
             return self._words.version
 
     def _prepare(self, vocabulary: Vocabulary, classifier: str, merge_classes: bool, *, version: int) -> Words:
-        from vl4ad_model.scoring import prepare_classifier
+        from vl4ad_model.network_words import classifier_for
 
         _check_classifier(classifier)
         rows = self._text.encode_concepts([concept for group in vocabulary.concept_groups for concept in group])
-        config = self._network.config
-        prepared = prepare_classifier(
-            vocabulary,
-            rows,
-            classifier=classifier,
-            merge_classes=merge_classes,
-            void=self._network.void_embedding.weight[0],
-            in_logit_scale=self._network.mask_decoder.logit_scale.item(),
-            out_logit_scale=self._network.clip.logit_scale.item(),
-            alpha=config.alpha,
-            beta=config.beta,
-            training_concepts=config.training_concepts,
-            device=self._engine.device,
+        prepared = classifier_for(
+            self._network, vocabulary, rows, classifier=classifier, merge_classes=merge_classes, device=self._engine.device
         )
         return Words(vocabulary, classifier, merge_classes, version, prepared)
 

@@ -39,6 +39,21 @@ def missing(engine: str) -> str:
     return "" if importlib.util.find_spec(besides) else besides
 
 
+def pip_extra(engine: str) -> str:
+    """The extra of this package that brings what `engine` needs: pip install 'vl4ad_ros[extra]'."""
+    return _NEEDS[engine][2]
+
+
+def require(engine: str) -> None:
+    """Make sure that the engine's library is here.
+
+    Raises:
+        MissingDependencyError: it is not; the message has the command that brings it.
+    """
+    if lacking := missing(engine):
+        raise MissingDependencyError(lacking, pip_extra(engine), f"engine {engine}")
+
+
 def create(
     network: FCCLIP,
     *,
@@ -126,11 +141,11 @@ def create(
             raise EngineError("engine tensorrt runs on a GPU: use device cuda, or openvino on the CPU")
         if lacking:
             if engine != "auto":
-                raise MissingDependencyError(lacking, _NEEDS[name][2], f"engine {name}")
+                require(name)
             passed_over.append(f"{name} needs '{lacking}', which is not installed")
             continue
         try:
-            compiled = _compiled_class(name)(network, **options)
+            compiled = compiled_class(name)(network, **options)
             why = "as asked for" if engine != "auto" else "; ".join(["the fastest here", *passed_over])
             serving = ServingEngine(
                 compiled, fallbacks, reason=f"{compiled.library()} on {device}, {why}", background=background, progress=progress
@@ -154,7 +169,8 @@ def create(
     return ServingEngine(None, fallbacks, reason="; ".join([pytorch, *passed_over]))
 
 
-def _compiled_class(name: str) -> type[CompiledEngine]:
+def compiled_class(name: str) -> type[CompiledEngine]:
+    """The class behind a compiled engine's name: onnx, openvino or tensorrt. Its library must be here (see `require`)."""
     if name == "openvino":
         from vl4ad_model.engines.openvino_engine import OpenVINOEngine
 

@@ -156,13 +156,11 @@ def compare(
 
 def _engine(network: FCCLIP, name: str, options: dict[str, Any]) -> Engine:
     from vl4ad_model import engines
-    from vl4ad_model.errors import MissingDependencyError
 
     if name not in ("onnx", "openvino"):
         raise EngineError(f"engine '{name}' cannot be compared on the CPU: use onnx, openvino")
-    if lacking := engines.missing(name):
-        raise MissingDependencyError(lacking, engines._NEEDS[name][2], f"engine {name}")
-    return engines._compiled_class(name)(network, device="cpu", **options)
+    engines.require(name)
+    return engines.compiled_class(name)(network, device="cpu", **options)
 
 
 def _in_float64(network: FCCLIP) -> Callable[[np.ndarray, tuple[int, int], bool], MaskProposals]:

@@ -84,36 +84,21 @@ def _cells(row: Agreement) -> tuple[str, ...]:
 
 def _words(network: FCCLIP, config: FCCLIPConfig, hazards: Sequence[str], *, random: bool) -> TextClassifier:
     """The Cityscapes classes and some hazards; of a network without training, random directions in their place."""
-    import numpy as np
-
     from vl4ad_model import prompts
     from vl4ad_model.network.clip import tokenizer
-    from vl4ad_model.scoring import prepare_classifier
+    from vl4ad_model.network_words import classifier_for, random_rows
     from vl4ad_model.vocabulary import Vocabulary
 
     vocabulary = Vocabulary.cityscapes().with_hazards(list(hazards))
-    concepts = [concept for group in vocabulary.concept_groups for concept in group]
     if random:
-        rows = np.random.default_rng(0).standard_normal((len(concepts), network.clip.embed_dim)).astype(np.float32)
-        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    else:
-        tokenize, end = tokenizer(config.clip_model, config.clip_config)
-        key = network.clip.text_weights_key()
-        rows = prompts.TextEncoder(
-            network.clip.encode_text, tokenize, weights_key=key, end_token=end, cache_folder=prompts.default_cache_folder()
-        ).encode_concepts(concepts)
-    return prepare_classifier(
-        vocabulary,
-        rows,
-        classifier=config.classifier,
-        merge_classes=True,
-        void=network.void_embedding.weight[0],
-        in_logit_scale=network.mask_decoder.logit_scale.item(),
-        out_logit_scale=network.clip.logit_scale.item(),
-        alpha=config.alpha,
-        beta=config.beta,
-        training_concepts=config.training_concepts,
+        return classifier_for(network, vocabulary, random_rows(vocabulary, network.clip.embed_dim))
+    tokenize, end = tokenizer(config.clip_model, config.clip_config)
+    key = network.clip.text_weights_key()
+    text = prompts.TextEncoder(
+        network.clip.encode_text, tokenize, weights_key=key, end_token=end, cache_folder=prompts.default_cache_folder()
     )
+    rows = text.encode_concepts([concept for group in vocabulary.concept_groups for concept in group])
+    return classifier_for(network, vocabulary, rows)
 
 
 def _pictures(

@@ -38,15 +38,14 @@ def measure(
     import torch
 
     from vl4ad_model import engines
-    from vl4ad_model.scoring import Scorer, prepare_classifier
-    from vl4ad_model.vocabulary import Vocabulary
+    from vl4ad_model.network_words import classifier_for, random_rows, street_vocabulary
+    from vl4ad_model.scoring import Scorer
 
     if threads:
         torch.set_num_threads(threads)
     image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
-    vocabulary = Vocabulary.cityscapes().with_hazards([f"hazard {i}|danger {i}" for i in range(hazards)])
-    count = sum(map(len, vocabulary.concept_groups))
-    text = np.random.default_rng(1).standard_normal((count, network.clip.embed_dim)).astype(np.float32)
+    vocabulary = street_vocabulary(hazards)
+    rows_of_text = random_rows(vocabulary, network.clip.embed_dim)
     label = f"{size[0]}x{size[1]}"
     names = [name.strip() for name in only.split(",") if name.strip()] or list(engines.ENGINES[1:])
     rows: list[dict[str, Any]] = []
@@ -63,16 +62,7 @@ def measure(
         except Vl4adError as error:
             rows.append({"engine": name, "size": label, "error": str(error)})
             continue
-        classifier = prepare_classifier(
-            vocabulary,
-            text / np.linalg.norm(text, axis=1, keepdims=True),
-            classifier=network.config.classifier,
-            merge_classes=True,
-            void=network.void_embedding.weight[0],
-            in_logit_scale=network.mask_decoder.logit_scale.item(),
-            out_logit_scale=network.clip.logit_scale.item(),
-            device=engine.device,
-        )
+        classifier = classifier_for(network, vocabulary, rows_of_text, device=engine.device)
         stages[name] = _stages(engine, backbone, classifier, Scorer(), image)
         memory[name] = resident_mb("VmRSS") - before
         if engine.device.startswith("cuda"):
@@ -133,7 +123,7 @@ def _backbone(
     """The frozen image tower alone, uint8 image to pyramid, run by the same engine; not kept in the cache."""
     import torch
 
-    from vl4ad_model.engines import _compiled_class, onnx_export
+    from vl4ad_model.engines import compiled_class, onnx_export
     from vl4ad_model.engines.compiled import Reporter
     from vl4ad_model.engines.torch_engine import image_part
 
@@ -142,5 +132,5 @@ def _backbone(
         tower.place_image_side(device, torch.float16 if precision == "fp16" else torch.float32)
         return lambda image: tower.clip(tower.normalize(torch.from_numpy(image).to(device).permute(0, 3, 1, 2)))
     model = onnx_export.export_backbone(network, height=size[0], width=size[1], precision=precision)
-    compiled = _compiled_class(engine)(network, network_size=size, device=device, precision=precision, threads=threads)
+    compiled = compiled_class(engine)(network, network_size=size, device=device, precision=precision, threads=threads)
     return compiled.load(compiled.compile(model, Reporter(engine, None))).run

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vl4ad_model.errors import EngineError, MissingDependencyError
+from vl4ad_model.errors import EngineError
 
 if TYPE_CHECKING:
     from vl4ad_model.engines.base import BuildProgress
@@ -48,8 +48,7 @@ def export(
     targets = [tensorrt_engine.parse_target(text) for text in target.split(",")] if target else [""]
     if target and engine != "tensorrt":
         raise EngineError("--target is for engine tensorrt: the others run on any machine of their kind")
-    if lacking := engines.missing(engine):
-        raise MissingDependencyError(lacking, engines._NEEDS[engine][2], f"engine {engine}")
+    engines.require(engine)
     for wanted in filter(None, targets):
         tensorrt_engine.check_target(wanted)
     if engine == "tensorrt" and not target:
@@ -65,7 +64,7 @@ def export(
     with_pooled = config.classifier != "in_vocabulary" if pooled is None else pooled
     for wanted in targets:
         with _ProgressLine() as line:
-            compiled = engines._compiled_class(engine)(
+            compiled = engines.compiled_class(engine)(
                 network,
                 network_size=size,
                 device="cuda" if engine == "tensorrt" else "cpu",
@@ -77,7 +76,7 @@ def export(
             if isinstance(compiled, tensorrt_engine.TensorRTEngine):
                 compiled.target_capability = wanted
             content, origin = compiled.build(with_pooled)
-        path = compiled._cache.path(compiled.key(with_pooled), name, compiled.suffix)
+        path = compiled.path(with_pooled)
         if out is not None:
             is_file = out.suffix == compiled.suffix
             if is_file and len(targets) > 1:
@@ -213,7 +212,7 @@ def _availability(name: str) -> str:
     if name == "torch":
         return f"torch {torch.__version__} on cpu" + (" and cuda" if gpu else "")
     if lacking := engines.missing(name):
-        return f"no: '{lacking}' is not installed (pip install 'vl4ad_ros[{engines._NEEDS[name][2]}]')"
+        return f"no: '{lacking}' is not installed (pip install 'vl4ad_ros[{engines.pip_extra(name)}]')"
     if name == "tensorrt":
         from vl4ad_model.engines.tensorrt_engine import library
 

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from abc import abstractmethod
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -65,7 +66,7 @@ class CompiledEngine(Engine):
     ) -> None:
         self.network_size, self.device, self.precision = network_size, device, precision
         self.model_name, self.batch, self.threads = model_name, batch, threads
-        self._network, self._cache, self._callback = network, cache or EngineCache(), progress
+        self._network, self._cache, self.callback = network, cache or EngineCache(), progress
         self._runners: dict[bool, Runner] = {}
         self._build_lock, self._run_lock = threading.Lock(), threading.Lock()
         self._weights = ""
@@ -113,9 +114,13 @@ class CompiledEngine(Engine):
             pooled=pooled,
         )
 
+    def path(self, pooled: bool) -> Path:
+        """Where the compiled file of a variant lies in the cache, or will."""
+        return self._cache.path(self.key(pooled), self.model_name, self.suffix)
+
     def build(self, pooled: bool) -> tuple[bytes, str]:
         """The compiled file of a variant, from the cache or built into it: its content and where it came from."""
-        report = Reporter(self.name, self._callback)
+        report = Reporter(self.name, self.callback)
 
         def make() -> bytes:
             from vl4ad_model.engines import onnx_export

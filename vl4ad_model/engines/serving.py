@@ -51,7 +51,7 @@ class ServingEngine(Engine):
         self.last_error = ""
         self.network_size = compiled.network_size if compiled is not None else self._made().network_size
         if compiled is not None:
-            compiled._callback = self._report
+            compiled.callback = self._report
 
     # --- what runs now --------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,56 @@
+"""A vocabulary made ready for one network: its scales, its void embedding and the words it was trained with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vl4ad_model.scoring import TextClassifier, prepare_classifier
+from vl4ad_model.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from vl4ad_model.network.fcclip import FCCLIP
+
+
+def classifier_for(
+    network: FCCLIP,
+    vocabulary: Vocabulary,
+    rows: np.ndarray,
+    *,
+    classifier: str | None = None,
+    merge_classes: bool = True,
+    device: str = "cpu",
+) -> TextClassifier:
+    """Make a vocabulary ready for scoring what this network proposes.
+
+    Args:
+        rows: (L, D) unit text embeddings of the concepts of `vocabulary.concept_groups`, one group after another.
+        classifier: in_vocabulary, out_of_vocabulary or ensemble; None = what the checkpoint was made for.
+        merge_classes: score classes of one superclass as one.
+    """
+    config = network.config
+    return prepare_classifier(
+        vocabulary,
+        rows,
+        classifier=classifier or config.classifier,
+        merge_classes=merge_classes,
+        void=network.void_embedding.weight[0],
+        in_logit_scale=network.mask_decoder.logit_scale.item(),
+        out_logit_scale=network.clip.logit_scale.item(),
+        alpha=config.alpha,
+        beta=config.beta,
+        training_concepts=config.training_concepts,
+        device=device,
+    )
+
+
+def street_vocabulary(hazards: int) -> Vocabulary:
+    """The Cityscapes classes and so many hazards without a meaning, for measuring time."""
+    return Vocabulary.cityscapes().with_hazards([f"hazard {i}|danger {i}" for i in range(hazards)])
+
+
+def random_rows(vocabulary: Vocabulary, dimension: int, seed: int = 1) -> np.ndarray:
+    """(L, dimension) random directions in place of text embeddings, for networks without training and for measuring time."""
+    rows = np.random.default_rng(seed).standard_normal((sum(map(len, vocabulary.concept_groups)), dimension)).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)

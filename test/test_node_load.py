@@ -1,5 +1,6 @@
 """The detector under pressure: words changed at full rate, more images than it can take, signals at bad moments, many lives."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -141,6 +142,25 @@ def test_a_signal_in_the_middle_of_a_frame_ends_it_within_two_seconds(number):
             time.sleep(0.3)
             assert detector.stop(number) < 2.0, said_of(detector)
         assert detector.process.returncode == 0 and "Traceback" not in detector.log, said_of(detector)
+
+
+def shared_segments(detector):
+    """Files of shared memory that the process has in use; alone in its domain it made them all."""
+    maps = Path(f"/proc/{detector.process.pid}/maps").read_text()
+    return {Path(name) for name in re.findall(r"/dev/shm/fast(?:dds|rtps)_[0-9a-f]{16}", maps)}
+
+
+@pytest.mark.parametrize(("busy", "number"), [("loading", signal.SIGINT), ("idle", signal.SIGTERM)], ids=["loading", "idle"])
+def test_an_end_gives_the_shared_memory_back(busy, number):
+    with DetectorProcess(SMALL, domain=new_domain()) as detector:
+        detector.wait_until_said("loading model", timeout=60)
+        if busy == "idle":
+            detector.wait_until_active()
+        segments = shared_segments(detector)
+        if not segments:
+            pytest.skip("this middleware uses no shared memory of Fast DDS")
+        assert detector.stop(number) < 2.0
+        assert not [segment for segment in segments if segment.exists()], said_of(detector)
 
 
 def test_a_detector_does_not_outlive_the_program_that_started_it(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -243,6 +244,8 @@ class DetectorNode(LifecycleNode):
         if self._segmenter is not None and (self._worker is None or not self._worker.alive):
             self._segmenter.close()
         self._outputs, self._labels, self._segmenter, self._words, self._worker = {}, None, None, None, None
+        gc.collect()
+        transport.return_free_memory()
 
     def stop_threads(self) -> None:
         """End this node's threads, waiting for a short time only."""

@@ -6,6 +6,7 @@ that holds several of them, and an allocator that keeps their memory, they take 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -75,3 +76,9 @@ def prepare_this_process() -> None:
     mallopt(mmap_threshold, 1 << 30)
     mallopt(trim_threshold, (1 << 31) - 1)
     mallopt(top_pad, 64 << 20)
+
+
+def return_free_memory() -> None:
+    """After a model was given back: its pages too, which the allocator as set up above keeps for every thread that loaded one."""
+    with contextlib.suppress(OSError, AttributeError):  # glibc only
+        ctypes.CDLL(None).malloc_trim(0)

@@ -15,33 +15,25 @@ from vl4ad_model.evaluation.folders import FolderSource
 from vl4ad_model.evaluation.frame_counts import METRICS
 from vl4ad_model.evaluation.options import (
     Bags,
-    Classifier,
-    Device,
-    Engine,
-    Hazards,
     Images,
     ImageTopic,
     JsonFile,
     LabelTopic,
     LabelValues,
-    Merge,
     Metrics,
-    Model,
-    Offline,
-    Precision,
+    ModelOptions,
     Report,
     Strict,
     Threshold,
     Tolerance,
     Track,
-    VocabularyFile,
     Workers,
     bag_sources,
     class_names,
     image_sources,
     label_values_from,
     metrics_from,
-    model_settings,
+    takes_model,
 )  # fmt: skip
 from vl4ad_model.evaluation.ordinary_commands import calibrate, prompts_app
 from vl4ad_model.evaluation.outputs import check_writable, finish, version, warn, write_json
@@ -79,6 +71,7 @@ def evaluate_scores(
 
 
 @evaluate_app.command("images")
+@takes_model
 def evaluate_images(
     images: Images,
     labels: Annotated[Path | None, typer.Option(help="Folder of label PNGs; found by itself in known layouts.")] = None,
@@ -86,35 +79,26 @@ def evaluate_images(
     metrics: Metrics = ",".join(METRICS),
     threshold: Threshold = None,
     label_values: LabelValues = "auto",
-    hazard: Hazards = None,
-    model: Model = "tiny",
-    vocabulary: VocabularyFile = None,
-    classifier: Classifier = None,
-    merge: Merge = True,
-    engine: Engine = "auto",
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    offline: Offline = False,
-    workers: Workers = 1,
+    chosen: ModelOptions = ModelOptions(),
     strict: Strict = False,
     json_file: JsonFile = None,
     report: Report = None,
 ) -> None:
     """Run a model over images with labels and evaluate what it says."""
-    chosen = model_settings(model, hazard, vocabulary, classifier, merge, engine, device, precision, offline, workers)
-    names = class_names(chosen)
+    names = class_names(chosen.settings)
     sources = image_sources(images, labels, label_values_from(label_values), len(names))
     for source in sources:
         if source.labels is None:
             raise EvaluationError(f"no labels were found beside {source.images}: say --labels FOLDER")
         if source.unlabelled:
             warn(f"{source.unlabelled} images in {source.images} have no label and are left out")
-    settings = Settings(track, metrics_from(metrics), threshold, chosen, names, strict)
+    settings = Settings(track, metrics_from(metrics), threshold, chosen.settings, names, strict)
     configuration = {"source": "images", "folders": [source.describe() for source in sources]}
-    _evaluate(sources, settings, configuration, workers, json_file, report)
+    _evaluate(sources, settings, configuration, chosen.workers, json_file, report)
 
 
 @evaluate_app.command("bag")
+@takes_model
 def evaluate_bag(
     bags: Bags,
     image_topic: ImageTopic = None,
@@ -125,16 +109,7 @@ def evaluate_bag(
     metrics: Metrics = ",".join(METRICS),
     threshold: Threshold = None,
     label_values: LabelValues = "auto",
-    hazard: Hazards = None,
-    model: Model = "tiny",
-    vocabulary: VocabularyFile = None,
-    classifier: Classifier = None,
-    merge: Merge = True,
-    engine: Engine = "auto",
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    offline: Offline = False,
-    workers: Workers = 1,
+    chosen: ModelOptions = ModelOptions(),
     ray: Annotated[
         str | None, typer.Option("--ray", help="Evaluate on Ray, one task per bag: auto, ray://HOST:PORT, or local.")
     ] = None,
@@ -143,8 +118,7 @@ def evaluate_bag(
     report: Report = None,
 ) -> None:
     """Run a model over the images of rosbag2 recordings that carry labels, and evaluate what it says."""
-    chosen = model_settings(model, hazard, vocabulary, classifier, merge, engine, device, precision, offline, workers)
-    names = class_names(chosen)
+    names = class_names(chosen.settings)
     sources = bag_sources(
         [bag.resolve() for bag in bags] if ray else bags,
         image_topic=image_topic,
@@ -154,11 +128,11 @@ def evaluate_bag(
         class_count=len(names),
         tolerance=tolerance,
     )
-    settings = Settings(track, metrics_from(metrics), threshold, None if score_topic else chosen, names, strict)
+    settings = Settings(track, metrics_from(metrics), threshold, None if score_topic else chosen.settings, names, strict)
     configuration = {"source": "bag", "bags": [source.describe() for source in sources]}
     if ray and not (json_file or report):
         raise EvaluationError("--ray needs --json FILE or --report DIR on storage that all machines share")
-    _evaluate(sources, settings, configuration, workers, json_file, report, ray)
+    _evaluate(sources, settings, configuration, chosen.workers, json_file, report, ray)
 
 
 def _evaluate(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,22 +81,56 @@ def unique_names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in resolved]
 
 
-def model_settings(
-    model: str,
-    hazard: list[str] | None,
-    vocabulary: Path | None,
-    classifier: str | None,
-    merge: bool,
-    engine: str,
-    device: str,
-    precision: str,
-    offline: bool,
-    workers: int = 1,
-) -> ModelSettings:
-    """The model's options as one value; several processes share the CPU's threads."""
-    threads = max(1, (os.cpu_count() or 1) // workers) if workers > 1 else None
-    path = str(vocabulary) if vocabulary else None
-    return ModelSettings(model, tuple(hazard or ()), path, classifier, merge, engine, device, precision, offline, threads)
+@dataclass(frozen=True)
+class ModelOptions:
+    """The options of a command that runs a model, as one argument; `takes_model` puts them on the command line."""
+
+    hazard: Hazards = None
+    model: Model = "tiny"
+    vocabulary: VocabularyFile = None
+    classifier: Classifier = None
+    merge: Merge = True
+    engine: Engine = "auto"
+    device: Device = "auto"
+    precision: Precision = "fp32"
+    offline: Offline = False
+    workers: Workers = 1
+
+    @property
+    def settings(self) -> ModelSettings:
+        """What a worker loads the model with; several share the CPU's threads."""
+        return ModelSettings(
+            model=self.model,
+            hazards=tuple(self.hazard or ()),
+            vocabulary=str(self.vocabulary) if self.vocabulary else None,
+            classifier=self.classifier,
+            merge_classes=self.merge,
+            engine=self.engine,
+            device=self.device,
+            precision=self.precision,
+            offline=self.offline,
+            threads=max(1, (os.cpu_count() or 1) // self.workers) if self.workers > 1 else None,
+        )
+
+
+def takes_model(command: Callable[..., None]) -> Callable[..., None]:
+    """Put the options of `ModelOptions` where a command has its argument `chosen`, which gets them as one."""
+    ours = inspect.signature(ModelOptions, eval_str=True).parameters
+    signature = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in signature.parameters.items():
+        parameters += ours.values() if name == "chosen" else [parameter]
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        chosen = ModelOptions(**{name: given.pop(name) for name in ours if name in given})
+        command(chosen=chosen, **given)
+
+    # What typer makes the command line of.
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def class_names(settings: ModelSettings) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,22 +10,13 @@ import typer
 
 from vl4ad_model.errors import EvaluationError
 from vl4ad_model.evaluation.options import (
-    Classifier,
-    Device,
-    Engine,
-    Hazards,
     ImageTopic,
     JsonFile,
-    Merge,
-    Model,
-    Offline,
-    Precision,
-    VocabularyFile,
-    Workers,
+    ModelOptions,
     bag_sources,
     class_names,
     image_sources,
-    model_settings,
+    takes_model,
 )
 from vl4ad_model.evaluation.outputs import check_writable, write_json
 from vl4ad_model.evaluation.progress import ConsoleProgress
@@ -57,6 +48,7 @@ def ordinary_sources(
     return sources
 
 
+@takes_model
 def calibrate(
     bag: OrdinaryBags = None,
     images: OrdinaryImages = None,
@@ -67,16 +59,7 @@ def calibrate(
     node: Annotated[str, typer.Option(help="The node's full name.")] = "/vl4ad_detector",
     image_topic: ImageTopic = None,
     every: Every = 0.0,
-    hazard: Hazards = None,
-    model: Model = "tiny",
-    vocabulary: VocabularyFile = None,
-    classifier: Classifier = None,
-    merge: Merge = True,
-    engine: Engine = "auto",
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    offline: Offline = False,
-    workers: Workers = 1,
+    chosen: ModelOptions = ModelOptions(),
     json_file: JsonFile = None,
 ) -> None:
     """The anomaly threshold for a wanted false-alarm rate, from ordinary driving without anomalies.
@@ -86,13 +69,13 @@ def calibrate(
     """
     from vl4ad_model.evaluation.ordinary import calibrate_threshold, parameters_yaml, write_parameters
 
-    settings = model_settings(model, hazard, vocabulary, classifier, merge, engine, device, precision, offline, workers)
+    settings = chosen.settings
     names = class_names(settings)
     for path in (out, json_file):
         if path is not None:
             check_writable(path, folder=False)
     sources = ordinary_sources(bag, images, image_topic, every, len(names))
-    with ConsoleProgress() as progress, mapper(workers) as map_tasks:
+    with ConsoleProgress() as progress, mapper(chosen.workers) as map_tasks:
         result = calibrate_threshold(sources, settings, map_tasks, progress, rate=rate, kind=per, alarm_pixels=alarm_pixels)
     write_parameters(out, parameters_yaml(result, settings, per, alarm_pixels, node))
     print(f"anomaly_threshold {result.threshold:.6g}: at most {rate:g} per {per}, from {result.frames} frames; wrote {out}")
@@ -112,23 +95,15 @@ def _prompts() -> None:
 
 
 @prompts_app.command("check")
+@takes_model
 def prompts_check(
-    hazard: Hazards = None,
+    chosen: ModelOptions = ModelOptions(),
     bag: OrdinaryBags = None,
     images: OrdinaryImages = None,
     threshold: Annotated[float, typer.Option(help="Of the anomaly mask, for the false alarms.")] = 0.5,
     limit: Annotated[float, typer.Option(help="A prompt that takes more of ordinary pixels than this cries wolf.")] = 0.001,
     image_topic: ImageTopic = None,
     every: Every = 0.0,
-    model: Model = "tiny",
-    vocabulary: VocabularyFile = None,
-    classifier: Classifier = None,
-    merge: Merge = True,
-    engine: Engine = "auto",
-    device: Device = "auto",
-    precision: Precision = "fp32",
-    offline: Offline = False,
-    workers: Workers = 1,
     json_file: JsonFile = None,
 ) -> None:
     """What each hazard prompt would do where no such hazard is: pixels it takes, from which classes, in which frames."""
@@ -137,16 +112,16 @@ def prompts_check(
 
     from vl4ad_model.evaluation.ordinary import check_prompts
 
-    if not hazard:
+    if not chosen.hazard:
         raise EvaluationError("say --hazard WORDS, once for every prompt to check")
     # Wrong words are found before a model is loaded; together, so that two prompts for one thing are found too.
-    names = class_names(model_settings(model, hazard, vocabulary, classifier, merge, engine, device, precision, offline))
-    settings = model_settings(model, None, vocabulary, classifier, merge, engine, device, precision, offline, workers)
+    names = class_names(chosen.settings)
+    settings = replace(chosen.settings, hazards=())
     if json_file:
         check_writable(json_file, folder=False)
     sources = ordinary_sources(bag, images, image_topic, every, len(names))
-    with ConsoleProgress() as progress, mapper(workers) as map_tasks:
-        document = check_prompts(sources, settings, hazard, names, map_tasks, progress, threshold=threshold, limit=limit)
+    with ConsoleProgress() as progress, mapper(chosen.workers) as map_tasks:
+        document = check_prompts(sources, settings, chosen.hazard, names, map_tasks, progress, threshold=threshold, limit=limit)
     document["sources"] = [source.describe() for source in sources]
     columns = ("prompt", "takes", "from", "false alarms", "worst frame", "verdict")
     table = Table(*columns, title=f"{document['frames']} frames of ordinary driving")

@@ -9,6 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from vl4ad_model import engines, registry
+from vl4ad_model.engines.floor import Floor, count_flops
 from vl4ad_model.engines.torch_engine import TorchEngine, image_part
 from vl4ad_model.scoring import ScoreMaps
 from vl4ad_model.segmenter import Segmenter
@@ -118,3 +119,16 @@ def test_a_full_gpu_costs_time_and_never_the_answer(network, street):
 def test_auto_takes_the_gpu(network, picture):
     engine = engines.create(network, network_size=SIZE)
     assert engine.device.startswith("cuda") and engine.propose(picture, pooled=False).mask_logits.is_cuda
+
+
+def test_the_floor_counts_the_whole_networks_arithmetic(network):
+    """EfficientNet-Lite0 has 0.40 G multiply-adds at 224 x 224 (its authors' table), which grows with the pixels."""
+    whole, twice = (count_flops(network, size, pooled=False) for size in ((96, 160), (192, 160)))
+    backbone = 2 * 0.40e9 * 96 * 160 / 224**2
+    assert 1.1 * backbone < whole < 3 * backbone
+    assert 1.8 * whole < twice < 2.2 * whole
+
+
+def test_the_floor_is_what_work_and_rates_make():
+    least = Floor(flops=3.9e12, mask_bytes=2e8, flops_per_second=3.9e14, bytes_per_second=1e12)
+    assert least.network_ms == pytest.approx(10.0) and least.scoring_ms == pytest.approx(0.2)

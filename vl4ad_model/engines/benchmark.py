@@ -38,6 +38,7 @@ def measure(
     import torch
 
     from vl4ad_model import engines
+    from vl4ad_model.engines.torch_engine import TorchEngine
     from vl4ad_model.network_words import classifier_for, random_rows, street_vocabulary
     from vl4ad_model.scoring import Scorer
 
@@ -52,7 +53,7 @@ def measure(
     stages: dict[str, dict[str, Callable[[], Any]]] = {}
     memory: dict[str, float] = {}
     for name in names:
-        before = resident_mb("VmRSS")
+        before = _memory_mb(device)
         try:
             engine = engines.create(
                 network, engine=name, device=device, precision=precision, network_size=size, model_name=model, threads=threads,
@@ -64,9 +65,12 @@ def measure(
             continue
         classifier = classifier_for(network, vocabulary, rows_of_text, device=engine.device)
         stages[name] = _stages(engine, backbone, classifier, Scorer(), image)
-        memory[name] = resident_mb("VmRSS") - before
-        if engine.device.startswith("cuda"):
-            memory[name] = torch.cuda.max_memory_allocated() / 2**20
+        memory[name] = _memory_mb(engine.device) - before
+        if name == "torch" and engine.device.startswith("cuda"):
+            for how in engines.PRECISIONS:  # what the same network takes as everybody runs it
+                eager = TorchEngine(network, device=engine.device, precision=how, network_size=size, graphs=False)
+                tower = _backbone(network, "torch", engine.device, how, size, threads)
+                stages[f"torch eager {how}"] = _stages(eager, tower, classifier, Scorer(), image)
     wall: dict[tuple[str, str], list[float]] = {}
     cpu: dict[tuple[str, str], list[float]] = {}
     for turn in range(repeat + 2):
@@ -86,8 +90,33 @@ def measure(
             rows.append(_row(name, label, stage, wall[name, stage], min(cpu[name, stage]), base, 0.0))
         both = [a + b for a, b in zip(wall[name, "network"], wall[name, "scoring"], strict=True)]
         both_cpu = min(cpu[name, "network"]) + min(cpu[name, "scoring"])
-        rows.append(_row(name, label, "network + scoring", both, both_cpu, base, memory[name]))
+        rows.append(_row(name, label, "network + scoring", both, both_cpu, base, memory.get(name, 0.0)))
     return rows
+
+
+def floor_of(network: FCCLIP, size: tuple[int, int], device: str, precision: str, threads: int | None) -> dict[str, Any]:
+    """What the machine could do at best, as a row for people and for the JSON file (see `floor`)."""
+    import torch
+
+    from vl4ad_model.engines.floor import measure_floor
+
+    if threads:
+        torch.set_num_threads(threads)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    pooled = network.config.classifier != "in_vocabulary"
+    floor = measure_floor(network, size, device=device, precision=precision, pooled=pooled)
+    return {"size": f"{size[0]}x{size[1]}", **floor._asdict(), "network_ms": floor.network_ms, "scoring_ms": floor.scoring_ms}
+
+
+def _memory_mb(device: str) -> float:
+    """What is in use: of the GPU, by everybody on it (TensorRT does not ask torch for memory); of the CPU, by this process."""
+    import torch
+
+    if torch.cuda.is_available() and device != "cpu":
+        free, total = torch.cuda.mem_get_info()
+        return (total - free) / 2**20
+    return resident_mb("VmRSS")
 
 
 def _row(engine: str, size: str, stage: str, wall: list[float], cpu: float, base: float, memory: float) -> dict[str, Any]:
@@ -109,12 +138,13 @@ def _stages(engine: Any, backbone: Callable[[np.ndarray], Any], classifier: Any,
     def network() -> None:
         proposals["last"] = engine.propose(image, pooled=classifier.needs_pooled)
 
+    def scoring() -> None:
+        for maps in scorer.score(proposals["last"], classifier):
+            maps.on_host()
+
     network()
-    return {
-        "backbone alone": lambda: backbone(image),
-        "network": network,
-        "scoring": lambda: [maps.on_host() for maps in scorer.score(proposals["last"], classifier)],
-    }
+    scoring()
+    return {"backbone alone": lambda: backbone(image), "network": network, "scoring": scoring}
 
 
 def _backbone(

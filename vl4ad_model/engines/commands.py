@@ -139,6 +139,9 @@ def benchmark_engines(
     threads: Annotated[int, typer.Option(help="CPU threads; 0 = all.")] = 0,
     repeat: Annotated[int, typer.Option(min=3, help="Timed images per engine; engines take turns.")] = 50,
     hazards: Annotated[int, typer.Option(help="Number of hazard prompts.")] = 8,
+    floor: Annotated[
+        bool, typer.Option("--floor", help="Also the least time: FLOPs and mask bytes at this device's rates.")
+    ] = False,
     untrained: Untrained = False,
     json_file: JsonFile = None,
 ) -> None:
@@ -146,7 +149,7 @@ def benchmark_engines(
     from rich.console import Console
     from rich.table import Table
 
-    from vl4ad_model.engines.benchmark import measure
+    from vl4ad_model.engines.benchmark import floor_of, measure
 
     _, network, config = _network(model, untrained, offline=True)
     wanted = [_size(text) for text in sizes.split(",")] if sizes else [config.network_size or (512, 1024)]
@@ -154,6 +157,7 @@ def benchmark_engines(
     for size in wanted:
         with _ProgressLine() as line:
             rows += measure(network, model, size, only, device, precision, threads or None, repeat, hazards, line)
+    floors = [floor_of(network, size, device, precision, threads or None) for size in wanted] if floor else []
     columns = ("engine", "size", "stage", "p50 ms", "p99 ms", "CPU ms", "x backbone", "MB")
     table = Table(*columns, title=f"{model}, {precision}, {threads or 'all'} CPU threads, {repeat} images per engine")
     for row in rows:
@@ -174,8 +178,15 @@ def benchmark_engines(
     for row in rows:
         if row.get("error"):
             console.print(f"not measured: {row['error']}", highlight=False)
+    for least in floors:
+        console.print(
+            f"floor at {least['size']}: network {least['network_ms']:.2f} ms ({least['flops'] / 1e9:.1f} GFLOP at the "
+            f"{least['flops_per_second'] / 1e12:.2f} TFLOP/s of a large matrix product here), scoring {least['scoring_ms']:.2f} ms "
+            f"({least['mask_bytes'] / 1e6:.1f} MB of masks read once at {least['bytes_per_second'] / 1e9:.0f} GB/s)",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
     if json_file:
-        json_file.write_text(json.dumps(rows, indent=1))
+        json_file.write_text(json.dumps(rows + [{"floor": least} for least in floors], indent=1))
 
 
 def _network(model: str, untrained: bool, offline: bool) -> tuple[str, FCCLIP, FCCLIPConfig]:

@@ -24,8 +24,9 @@ from vl4ad_model.evaluation.label_metrics import LabelMetrics, confusion_matrix,
 from vl4ad_model.evaluation.scored_pixels import split_pixels
 from vl4ad_model.network.clip import tokenizer
 from vl4ad_model.network.proposals import MaskProposals
+from vl4ad_model.network_words import classifier_for
 from vl4ad_model.scenes.hazards import BY_NAME, GENERIC_PROMPTS
-from vl4ad_model.scoring import Scorer, prepare_classifier, query_class_probabilities
+from vl4ad_model.scoring import Scorer, query_class_probabilities
 from vl4ad_model.training.config import DataSource
 from vl4ad_model.training.data import IGNORED, Frame, find_frames, read_frame
 from vl4ad_model.vocabulary import Vocabulary
@@ -65,12 +66,7 @@ class Model:
 
     def words(self, vocabulary: Vocabulary, *, merge: bool = True, classifier: str | None = None):
         rows = self._text.encode_concepts([concept for group in vocabulary.concept_groups for concept in group])
-        return prepare_classifier(
-            vocabulary, rows, classifier=classifier or self.config.classifier, merge_classes=merge,
-            void=self.network.void_embedding.weight[0],
-            in_logit_scale=self.network.mask_decoder.logit_scale.item(), out_logit_scale=self.network.clip.logit_scale.item(),
-            alpha=self.config.alpha, beta=self.config.beta, training_concepts=self.config.training_concepts,
-        )  # fmt: skip
+        return classifier_for(self.network, vocabulary, rows, classifier=classifier, merge_classes=merge)
 
     def maps(self, seen: Seen, words) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():

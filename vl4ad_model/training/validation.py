@@ -12,8 +12,9 @@ from vl4ad_model.evaluation.exact_metrics import exact_metrics_of
 from vl4ad_model.evaluation.label_metrics import confusion_matrix, label_metrics
 from vl4ad_model.evaluation.scored_pixels import split_pixels
 from vl4ad_model.network.fcclip import FCCLIP
+from vl4ad_model.network_words import classifier_for
 from vl4ad_model.prompts import TextEncoder
-from vl4ad_model.scoring import Scorer, prepare_classifier
+from vl4ad_model.scoring import Scorer
 from vl4ad_model.training.data import IGNORED, Frame
 from vl4ad_model.vocabulary import Vocabulary
 
@@ -42,16 +43,7 @@ def validate(
     """
     rows = text.encode_concepts([concept for group in vocabulary.concept_groups for concept in group])
     device = next(network.mask_decoder.parameters()).device
-    classifier = prepare_classifier(
-        vocabulary,
-        rows,
-        classifier="in_vocabulary",
-        merge_classes=True,
-        void=network.void_embedding.weight[0],
-        in_logit_scale=network.mask_decoder.logit_scale.item(),
-        out_logit_scale=network.clip.logit_scale.item(),
-        device=device,
-    )
+    classifier = classifier_for(network, vocabulary, rows, classifier="in_vocabulary", device=str(device))
     scorer = Scorer()
     classes = vocabulary.known_count
     counts = np.zeros((classes, classes + 1), np.int64)

@@ -344,6 +344,15 @@ def test_the_shipped_configurations_are_valid():
         TrainingConfig.from_yaml(path)
 
 
+def test_a_run_can_start_from_the_model_that_an_earlier_run_left_beside_its_configuration(tmp_path, rendered, monkeypatch):
+    (tmp_path / "runs/first/model").mkdir(parents=True)
+    data = [{"kind": "rendered", "folder": str(rendered)}]
+    (tmp_path / "second.yaml").write_text(json.dumps({"model": "runs/first/model", "data": data}))
+    monkeypatch.chdir(rendered)
+    assert Path(TrainingConfig.from_yaml(tmp_path / "second.yaml").model) == tmp_path / "runs/first/model"
+    assert TrainingConfig.from_dict({"model": "tiny", "data": data}, base=tmp_path).model == "tiny"
+
+
 # --- runs -----------------------------------------------------------------------------------------------------------------
 
 

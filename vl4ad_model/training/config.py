@@ -37,7 +37,7 @@ class TrainingConfig:
     """One training run.
 
     Attributes:
-        model: registry name or folder; its CLIP is kept frozen, its decoder trained from its architecture.
+        model: registry name, or folder (relative to the file, else as typed); its CLIP is kept frozen, its decoder trained.
         start_from_weights: start from the model's present decoder weights (fine-tuning) instead of fresh ones.
         data: images to learn from.
         validation: images that decide about early stopping and the best checkpoint; empty = keep the last.
@@ -132,6 +132,8 @@ class TrainingConfig:
         for name, value in values.items():
             if name in ("data", "validation"):
                 ready[name] = tuple(_source(entry, name, base) for entry in _list(value, name))
+            elif name == "model":
+                ready[name] = _model(value, base)
             elif name in ("vocabulary", "cutouts"):
                 ready[name] = None if value is None else _path(value, base)
             elif name in ("crop", "scales"):
@@ -174,6 +176,12 @@ def _list(value: Any, name: str) -> list[Any]:
 def _path(value: Any, base: Path) -> Path:
     path = Path(str(value)).expanduser()
     return path if path.is_absolute() else base / path
+
+
+def _model(value: Any, base: Path) -> str:
+    """A folder beside the configuration, like every other path of it; else a registry name, or a folder as it was typed."""
+    folder = _path(value, base)
+    return str(folder) if len(Path(str(value)).parts) > 1 and folder.is_dir() else str(value)
 
 
 def _source(entry: Any, name: str, base: Path) -> DataSource:

@@ -405,6 +405,32 @@ def test_a_broken_off_run_goes_on_where_it_was(tmp_path, rendered):
         Trainer(first, tmp_path / "run")
 
 
+def test_saved_weights_are_as_sharp_as_validation_likes_best(tmp_path, rendered):
+    from safetensors.torch import load_file
+
+    from vl4ad_model.training import trainer as module
+    from vl4ad_model.training.trainer import Trainer
+    from vl4ad_model.training.validation import validate
+
+    trainer = Trainer(TrainingConfig.from_dict(_settings(rendered, sharpen=True), base=tmp_path), tmp_path / "run")
+    trainer.run()
+    lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    logged = next(line for line in lines if "validation" in line)
+    averaged = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["averaged"]
+    saved = load_file(tmp_path / "run/model/decoder.safetensors")["mask_decoder.logit_scale"]
+    assert float(saved.exp() / averaged["mask_decoder.logit_scale"].exp()) == pytest.approx(logged["sharpened"], rel=0.01)
+
+    # A factor says what a network with that logit scale would have got, and the one that is taken is about the best.
+    trainer._decoder.load_state_dict(averaged)
+    of_factors = validate(trainer.network, trainer._validation, trainer.vocabulary, trainer.text, factors=module.SHARPER)
+    scores = [result.score for result in of_factors]
+    assert scores[module.SHARPER.index(logged["sharpened"])] >= max(scores) - 0.0011
+    with torch.no_grad():
+        trainer.network.mask_decoder.logit_scale += np.log(2.0)
+    (twice,) = validate(trainer.network, trainer._validation, trainer.vocabulary, trainer.text)
+    assert twice.score == pytest.approx(scores[module.SHARPER.index(2.0)], abs=1e-6)
+
+
 def test_training_stops_when_it_no_longer_gets_better(tmp_path, rendered):
     from vl4ad_model.training.trainer import Trainer
 

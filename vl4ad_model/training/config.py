@@ -55,6 +55,7 @@ class TrainingConfig:
         rare_crops: share of crops taken where most segments are, out of three places.
         most_copied: things of frames read before (hazards, people, two-wheelers, trucks, buses) copied into a crop, at most.
         ema_decay: of the averaged weights that are validated and saved; 0 = none.
+        sharpen: save the weights with the logit scale of the class probabilities that validation images like best.
         precision: fp32, fp16 (CUDA) or bf16.
         validate_every, checkpoint_every: in steps.
         patience: validations without improvement before training stops; 0 = never.
@@ -88,6 +89,7 @@ class TrainingConfig:
     rare_crops: float = 0.0
     most_copied: int = 0
     ema_decay: float = 0.0
+    sharpen: bool = False
     precision: str = "fp32"
     validate_every: int = 1000
     validation_images: int = 60

@@ -29,6 +29,7 @@ from vl4ad_model.network import checkpoint as weights_files
 from vl4ad_model.network.clip import tokenizer
 from vl4ad_model.network.fcclip import FCCLIP
 from vl4ad_model.network.mask_decoder import QueryMasks
+from vl4ad_model.scoring import MAX_LOGIT_SCALE
 from vl4ad_model.training import data as frames_on_disk
 from vl4ad_model.training.augmentation import CutOuts, SeenThings, augment
 from vl4ad_model.training.config import TrainingConfig
@@ -42,6 +43,9 @@ log = logging.getLogger(__name__)
 SMALLEST_GAIN = 1e-4
 NAMED_POINTS = 96  # single pixels per image that the name loss asks for
 EASY, HAZARD = 0.2, 3.0  # weights in the name loss of known classes, and of rendered hazard types; cut-outs have 1
+SHARPER = (1.0, 1.25, 1.5, 2.0, 2.5)  # factors on the logit scale that `sharpen` tries
+SMALLEST_SHARPENING = 1e-3  # what a larger one must gain
+LOGIT_SCALE = "mask_decoder.logit_scale"
 SMALLEST_SEGMENT = 12  # pixels of a crop; less is not asked for
 
 
@@ -298,27 +302,37 @@ class Trainer:
         trained = {name: value.clone() for name, value in self._decoder.state_dict().items()}
         self._decoder.load_state_dict(self._averaged.state_dict())
         try:
-            result = validate(self.network, self._validation, self.vocabulary, self.text)
+            factors = SHARPER if self.config.sharpen else (1.0,)
+            results = validate(self.network, self._validation, self.vocabulary, self.text, factors=factors)
+            enough = max(result.score for result in results) - SMALLEST_SHARPENING
+            factor, result = next((f, r) for f, r in zip(factors, results, strict=True) if not r.score < enough)
             line = {"step": self.step, "validation": {k: round(v, 4) for k, v in dataclasses.asdict(result).items()}}
+            if self.config.sharpen:
+                line["sharpened"] = factor
             # Patience wants a gain that is one, not the last digit's noise.
             self._since_best = 0 if result.score > self.best + SMALLEST_GAIN else self._since_best + 1
             if result.score > self.best:
                 self.best = result.score
-                self.save_model(self.folder / "model")
+                self.save_model(self.folder / "model", sharpened=factor)
                 line["best"] = True
             self._write_log(line)
         finally:
             self._decoder.load_state_dict(trained)
         return result
 
-    def save_model(self, folder: Path) -> None:
-        """Write the decoder as it stands (half precision) with its configuration, and the CLIP it belongs to."""
+    def save_model(self, folder: Path, *, sharpened: float = 1.0) -> None:
+        """Write the averaged decoder (half precision) with its configuration, and the CLIP it belongs to.
+
+        Args:
+            sharpened: factor on the logit scale of its class probabilities.
+        """
         import shutil
 
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(_config_values(self.model_config, self.vocabulary), indent=1) + "\n")
-        state = self._averaged.state_dict()
-        weights_files.write_safetensors({k: v for k, v in state.items()}, folder / "decoder.safetensors", half=True)
+        state = dict(self._averaged.state_dict())
+        state[LOGIT_SCALE] = (state[LOGIT_SCALE] + math.log(sharpened)).clamp(max=math.log(MAX_LOGIT_SCALE))
+        weights_files.write_safetensors(state, folder / "decoder.safetensors", half=True)
         if self._clip_files is not None and not (folder / "clip.safetensors").exists():
             shutil.copyfile(self._clip_files, folder / "clip.safetensors")
         elif self._clip_files is None and not (folder / "clip.safetensors").exists():

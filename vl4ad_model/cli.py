@@ -109,6 +109,7 @@ def segment(
     from rich.console import Console
 
     from vl4ad_model import image_files, visualization
+    from vl4ad_model.engines.commands import ProgressLine
     from vl4ad_model.segmenter import Segmenter
     from vl4ad_model.vocabulary import Vocabulary
 
@@ -117,17 +118,19 @@ def segment(
     if hazard:
         words = words.with_hazards([*(known.prompt for known in words.hazards), *hazard])
     pictures = _pictures(images)
-    segmenter = Segmenter.load(
-        model,
-        device=device,
-        engine=engine,
-        precision=precision,
-        network_size=size,
-        vocabulary=words,
-        classifier=classifier,
-        merge_classes=merge,
-        offline=offline,
-    )
+    with ProgressLine() as line:
+        segmenter = Segmenter.load(
+            model,
+            device=device,
+            engine=engine,
+            precision=precision,
+            network_size=size,
+            vocabulary=words,
+            classifier=classifier,
+            merge_classes=merge,
+            offline=offline,
+            progress=line,
+        )
     Console(stderr=True).print(
         f"{segmenter.notice} [dim]({segmenter.engine_name}: {segmenter.engine_reason})[/dim]", highlight=False, soft_wrap=True
     )

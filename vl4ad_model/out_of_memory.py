@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-_SIGNS = ("out of memory", "can't allocate memory", "outofmemory", "bad_alloc", "cannot allocate memory")
+_SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "outofmemory",
+    "bad_alloc",
+    "cannot allocate memory",
+    "alloc_failed",
+    "could not be allocated",
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

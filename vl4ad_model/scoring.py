@@ -9,6 +9,7 @@ NOT the same (scores off by up to 0.21).
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -356,10 +357,10 @@ class Scorer:
             first, second = stages
             low, high, above, below, blend = second.rows(top, bottom, masks)
             source = self._upsample(masks, [first], low, high)
-            return self._stretch(source, second, above - low, below - low, blend, "second")
+            return self._stretch(source, second, above, below, blend, "second")
         (stage,) = stages
         low, high, above, below, blend = stage.rows(top, bottom, masks)
-        return self._stretch(masks[:, low:high], stage, above - low, below - low, blend, "first")
+        return self._stretch(masks[:, low:high], stage, above, below, blend, "first")
 
     def _stretch(self, rows: Tensor, stage: _Stage, above: Tensor, below: Tensor, blend: Tensor, name: str) -> Tensor:
         width = stage.cropped[1]
@@ -400,11 +401,18 @@ class _Stage(NamedTuple):
     cropped: tuple[int, int]
 
     def rows(self, top: int, bottom: int, like: Tensor) -> tuple[int, int, Tensor, Tensor, Tensor]:
-        """Source rows low..high that output rows top..bottom blend, and how: above, below (int64), blend (rows, 1)."""
-        scale = self.source[0] / self.full[0]
-        position = (torch.arange(top, bottom, dtype=torch.float32) + 0.5).mul_(scale).sub_(0.5).clamp_(min=0)
-        above = position.floor().long().clamp_(max=self.source[0] - 1)
-        below = (above + 1).clamp_(max=self.source[0] - 1)
-        blend = (position - above)[:, None]
-        low, high = int(above[0]), int(below[-1]) + 1
-        return low, high, above.to(like.device), below.to(like.device), blend.to(like.device, like.dtype)
+        """Source rows low..high that output rows top..bottom blend, and how: above, below (int64, from low on), blend (rows, 1)."""
+        return _blended_rows(self.source[0], self.full[0], top, bottom, like.device, like.dtype)
+
+
+@functools.lru_cache(maxsize=256)
+def _blended_rows(
+    source: int, full: int, top: int, bottom: int, device: torch.device, dtype: torch.dtype
+) -> tuple[int, int, Tensor, Tensor, Tensor]:
+    """See `_Stage.rows`. Kept: the same tiles come with every image, and a copy to a GPU would wait for the network."""
+    position = (torch.arange(top, bottom, dtype=torch.float32) + 0.5).mul_(source / full).sub_(0.5).clamp_(min=0)
+    above = position.floor().long().clamp_(max=source - 1)
+    below = (above + 1).clamp_(max=source - 1)
+    blend = (position - above)[:, None]
+    low, high = int(above[0]), int(below[-1]) + 1
+    return low, high, (above - low).to(device), (below - low).to(device), blend.to(device, dtype)

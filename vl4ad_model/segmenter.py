@@ -169,6 +169,16 @@ class Segmenter:
         return "; ".join(filter(None, (self._engine.reason, self._scorer.notice)))
 
     @property
+    def engine_error(self) -> str:
+        """Why an engine was given up since loading, one line; empty where none was."""
+        return getattr(self._engine, "last_error", "")
+
+    @property
+    def engine_trouble(self) -> str:
+        """`engine_error`, and what scoring had to do without for want of memory; empty where all is well."""
+        return "; ".join(filter(None, (self.engine_error, self._scorer.notice)))
+
+    @property
     def engine_progress(self) -> BuildProgress | None:
         """How far a build in the background is; None where none runs."""
         return self._engine.progress
@@ -273,9 +283,7 @@ class Segmenter:
 
         _check_classifier(classifier)
         rows = self._text.encode_concepts([concept for group in vocabulary.concept_groups for concept in group])
-        prepared = classifier_for(
-            self._network, vocabulary, rows, classifier=classifier, merge_classes=merge_classes, device=self._engine.device
-        )
+        prepared = classifier_for(self._network, vocabulary, rows, classifier=classifier, merge_classes=merge_classes, device="cpu")
         return Words(vocabulary, classifier, merge_classes, version, prepared)
 
     # --- images ---------------------------------------------------------------------------------------------------------

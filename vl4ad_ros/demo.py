@@ -139,7 +139,9 @@ def main(
         with DetectorClient(domain=domain, **client_settings) as user:
             user.wait_until_connected()
             with console.status("building the engine (the first time only)"):
-                user.wait_for(lambda c: c.diagnostics.get(NODE_STATUS, {}).get("engine build") == "done", timeout=BUILD_SECONDS)
+                user.wait_for(
+                    lambda c: c.diagnostics.get(NODE_STATUS, {}).get("engine build") in ("done", "failed"), timeout=BUILD_SECONDS
+                )
             playback = play(user, recording, prompts, console)
             user.wait_for(lambda c: c.diagnostics.get(NODE_STATUS, {}).get("engine"), timeout=5)
             node = dict(user.collected.diagnostics.get(NODE_STATUS, {}))

@@ -206,7 +206,7 @@ class DetectorNode(LifecycleNode):
         """From the thread that builds an engine, while PyTorch serves."""
         with contextlib.suppress(Exception):  # the context may go down at any time
             if progress.fraction >= 1:
-                self.get_logger().info(f"{progress.engine} is built after {progress.elapsed_s:.0f} s and takes over")
+                self.get_logger().info(f"{progress.engine} is ready after {progress.elapsed_s:.0f} s and takes over")
             elif self._throttle.allows(f"{progress.engine} {progress.stage}"):
                 self.get_logger().info(f"building {progress}; images are answered meanwhile")
 
@@ -449,13 +449,15 @@ class DetectorNode(LifecycleNode):
         segmenter = self._segmenter
         values: dict[str, object] = {"model": self.settings.model, "last error": self._last_error}
         if segmenter is not None:
-            words = segmenter.words
+            words, trouble = segmenter.words, segmenter.engine_trouble
+            if trouble and level == DiagnosticStatus.OK:
+                level, message = DiagnosticStatus.WARN, f"{segmenter.engine_name} serves: {trouble}"
             values |= {
                 "model": segmenter.model_name,
                 "model notice": segmenter.notice,
                 "engine": segmenter.engine_name,
                 "engine reason": segmenter.engine_reason,
-                "engine build": segmenter.engine_progress or "done",
+                "engine build": segmenter.engine_progress or ("failed" if segmenter.engine_error else "done"),
                 "device": segmenter.device,
                 "precision": segmenter.precision,
                 "network size": "x".join(map(str, segmenter.network_size or ())) or "as the image",

@@ -137,7 +137,7 @@ def create(
         if name == "openvino" and kind != "cpu":
             raise EngineError("engine openvino runs on the CPU here: use device cpu, or tensorrt on the GPU")
         lacking = missing(name)
-        if name == "tensorrt" and kind != "cuda" and not lacking:
+        if name == "tensorrt" and kind != "cuda":
             raise EngineError("engine tensorrt runs on a GPU: use device cuda, or openvino on the CPU")
         if lacking:
             if engine != "auto":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vl4ad_model.engines.commands import JsonFile, Model, Untrained, _network, _ProgressLine, _size
+from vl4ad_model.engines.commands import JsonFile, Model, ProgressLine, Untrained, _network, _size
 from vl4ad_model.errors import EngineError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def benchmark_agreement(
     shape = _size(size) if size else config.network_size or (512, 1024)
     classifier = _words(network, config, hazard or [], random=untrained)
     pictures = list(_pictures(images or [], bag or [], every, shape, config))
-    with _ProgressLine() as line:
+    with ProgressLine() as line:
         rows = compare(
             network, pictures, classifier, [part.strip() for part in only.split(",") if part.strip()],
             network_size=shape, precision=precision, float64=float64, model_name=name, progress=line,

@@ -43,6 +43,7 @@ class Engine(ABC):
         network_size: (height, width) that every image must have; None = any size.
         reason: why this engine was chosen, one line for logs and diagnostics.
         progress: how far a build in the background is; None where none runs.
+        recording: whether CUDA graphs may be recorded now; not while another library builds or loads on the same device.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Engine(ABC):
     network_size: tuple[int, int] | None
     reason: str = ""
     progress: BuildProgress | None = None
+    recording: bool = True
 
     @abstractmethod
     def propose(self, images: np.ndarray, image_size: tuple[int, int] | None = None, *, pooled: bool = True) -> MaskProposals:

@@ -163,4 +163,4 @@ def _backbone(
         return lambda image: tower.clip(tower.normalize(torch.from_numpy(image).to(device).permute(0, 3, 1, 2)))
     model = onnx_export.export_backbone(network, height=size[0], width=size[1], precision=precision)
     compiled = compiled_class(engine)(network, network_size=size, device=device, precision=precision, threads=threads)
-    return compiled.load(compiled.compile(model, Reporter(engine, None))).run
+    return compiled.load(compiled.compile(model, Reporter(engine, None, compiled.export_share))).run

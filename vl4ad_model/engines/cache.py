@@ -40,7 +40,8 @@ class EngineKey:
         code: sha256 over the network's and the exporter's source.
         engine: onnx, openvino or tensorrt.
         library: name and version of the library that compiled it, and of torch, which exported it.
-        target: where it runs: CPU model, or GPU model, compute capability and driver.
+        target: where it runs: CPU model, or GPU model, compute capability and CUDA version. A file that the driver refuses is
+            built again.
         height, width, batch, precision, pooled: see `onnx_export.export`.
     """
 
@@ -168,10 +169,17 @@ class EngineCache:
             found.append(CacheEntry(path, description, size, not path.name.endswith(_PARTIAL) and description.get("size") == size))
         return found
 
-    def clean(self, *, everything: bool = False) -> list[Path]:
-        """Remove what can never be used again: broken files, and engines of other library versions, code or machines.
+    def discard(self, path: Path) -> None:
+        """Remove one entry that is whole and yet of no use, unless another process holds it."""
+        with contextlib.suppress(_CannotLock, OSError), self._lock(path, None, wait=False):
+            path.with_name(path.name + ".json").unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+    def clean(self, libraries: dict[str, str] | None = None, *, everything: bool = False) -> list[Path]:
+        """Remove what can never be used again: broken files, and engines of another version of this package or of their library.
 
         Args:
+            libraries: engine -> `EngineKey.library` as it is here now; engines that are not in it keep their files.
             everything: remove all engines.
 
         Returns:
@@ -180,7 +188,9 @@ class EngineCache:
         removed = []
         current = code_digest()
         for entry in self.entries():
-            stale = entry.description.get("key", {}).get("code") != current
+            key = entry.description.get("key", {})
+            library = (libraries or {}).get(key.get("engine"), key.get("library"))
+            stale = key.get("code") != current or key.get("library") != library
             if everything or not entry.whole or stale:
                 base = entry.path
                 if base.name.endswith(_PARTIAL):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
 
 engines_app = typer.Typer(no_args_is_help=True)
+_SUFFIXES = (".onnx", ".blob", ".plan", ".engine", ".trt", ".xml", ".bin")
 
 Model = Annotated[str, typer.Option(help="tiny, fcclip-r50, fcclip-convnext-large, or a folder.")]
 Untrained = Annotated[bool, typer.Option(help="Deterministic weights: needs no download, takes the same time.")]
@@ -48,6 +49,11 @@ def export(
     targets = [tensorrt_engine.parse_target(text) for text in target.split(",")] if target else [""]
     if target and engine != "tensorrt":
         raise EngineError("--target is for engine tensorrt: the others run on any machine of their kind")
+    suffix = engines.compiled_class(engine).suffix
+    if out is not None and out.suffix in _SUFFIXES and out.suffix != suffix:
+        raise EngineError(f"--out {out}: a file for {engine} ends in {suffix}; without an ending it is a folder")
+    if out is not None and out.suffix == suffix and len(targets) > 1:
+        raise EngineError("several targets need a folder for --out, not a file")
     engines.require(engine)
     for wanted in filter(None, targets):
         tensorrt_engine.check_target(wanted)
@@ -63,7 +69,7 @@ def export(
         raise EngineError(f"size {size[0]}x{size[1]} cannot be exported: height and width must be multiples of 32")
     with_pooled = config.classifier != "in_vocabulary" if pooled is None else pooled
     for wanted in targets:
-        with _ProgressLine() as line:
+        with ProgressLine() as line:
             compiled = engines.compiled_class(engine)(
                 network,
                 network_size=size,
@@ -78,9 +84,7 @@ def export(
             content, origin = compiled.build(with_pooled)
         path = compiled.path(with_pooled)
         if out is not None:
-            is_file = out.suffix == compiled.suffix
-            if is_file and len(targets) > 1:
-                raise EngineError("several targets need a folder for --out, not a file")
+            is_file = out.suffix == suffix
             tag = f"-{wanted}" if wanted else ""
             file_name = f"{name}-{size[0]}x{size[1]}-b{batch}-{precision}{'-pooled' if with_pooled else ''}{tag}{compiled.suffix}"
             path = out if is_file else out / file_name
@@ -122,9 +126,11 @@ def engines_clean(
     everything: Annotated[bool, typer.Option("--all", help="Also remove engines that could still be used.")] = False,
 ) -> None:
     """Remove broken and outdated compiled files from the cache."""
+    from vl4ad_model import engines
     from vl4ad_model.engines.cache import EngineCache
 
-    removed = EngineCache().clean(everything=everything)
+    here = {name: engines.compiled_class(name).library_key() for name in engines.ENGINES[2:] if not engines.missing(name)}
+    removed = EngineCache().clean(here, everything=everything)
     for path in removed:
         print(f"removed {path.name}")
     print(f"{len(removed)} files removed")
@@ -155,7 +161,7 @@ def benchmark_engines(
     wanted = [_size(text) for text in sizes.split(",")] if sizes else [config.network_size or (512, 1024)]
     rows: list[dict[str, Any]] = []
     for size in wanted:
-        with _ProgressLine() as line:
+        with ProgressLine() as line:
             rows += measure(network, model, size, only, device, precision, threads or None, repeat, hazards, line)
     floors = [floor_of(network, size, device, precision, threads or None) for size in wanted] if floor else []
     columns = ("engine", "size", "stage", "p50 ms", "p99 ms", "CPU ms", "x backbone", "MB")
@@ -238,8 +244,8 @@ def _availability(name: str) -> str:
     return f"openvino {openvino.__version__} on cpu"
 
 
-class _ProgressLine:
-    """`BuildProgress` as one progress bar on standard error."""
+class ProgressLine:
+    """`BuildProgress` as one progress bar on standard error, from the first report on."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -251,12 +257,12 @@ class _ProgressLine:
         )  # fmt: skip
         self._task = self._bar.add_task("", total=1.0)
 
-    def __enter__(self) -> _ProgressLine:
-        self._bar.start()
+    def __enter__(self) -> ProgressLine:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
     def __call__(self, progress: BuildProgress) -> None:
+        self._bar.start()
         self._bar.update(self._task, completed=progress.fraction, description=f"{progress.engine}: {progress.stage}")

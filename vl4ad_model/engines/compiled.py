@@ -15,6 +15,7 @@ import numpy as np
 from vl4ad_model.engines.base import BuildProgress, Engine, ProgressCallback
 from vl4ad_model.engines.cache import EngineCache, EngineKey, code_digest, network_digest
 from vl4ad_model.errors import EngineError
+from vl4ad_model.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     import onnx
@@ -50,6 +51,7 @@ class CompiledEngine(Engine):
     """
 
     suffix: str
+    export_share = 0.7  # of a build's time, measured: tracing and folding take longer than a CPU library's compiler
 
     def __init__(
         self,
@@ -73,8 +75,9 @@ class CompiledEngine(Engine):
 
     # --- what a library has to say --------------------------------------------------------------------------------------
 
+    @staticmethod
     @abstractmethod
-    def library(self) -> str:
+    def library() -> str:
         """Name and version of the library, part of the cache key."""
 
     @abstractmethod
@@ -95,17 +98,22 @@ class CompiledEngine(Engine):
         """Whether `propose` with this `pooled` runs at once."""
         return pooled in self._runners or (not pooled and True in self._runners)
 
-    def key(self, pooled: bool) -> EngineKey:
-        """What names the compiled file of a variant."""
+    @classmethod
+    def library_key(cls) -> str:
+        """The versions of all libraries that shape a file."""
         import torch
 
+        return f"{cls.library()}, torch {torch.__version__.split('+')[0]}"
+
+    def key(self, pooled: bool) -> EngineKey:
+        """What names the compiled file of a variant."""
         self._weights = self._weights or network_digest(self._network)
         assert self.network_size is not None
         return EngineKey(
             weights=self._weights,
             code=code_digest(),
             engine=self.name,
-            library=f"{self.library()}, torch {torch.__version__.split('+')[0]}",
+            library=self.library_key(),
             target=self.target(),
             height=self.network_size[0],
             width=self.network_size[1],
@@ -120,8 +128,12 @@ class CompiledEngine(Engine):
 
     def build(self, pooled: bool) -> tuple[bytes, str]:
         """The compiled file of a variant, from the cache or built into it: its content and where it came from."""
-        report = Reporter(self.name, self.callback)
+        report = Reporter(self.name, self.callback, self.export_share)
+        content, origin = self._built(pooled, report)
+        report("done", 1.0)
+        return content, origin
 
+    def _built(self, pooled: bool, report: Reporter) -> tuple[bytes, str]:
         def make() -> bytes:
             from vl4ad_model.engines import onnx_export
 
@@ -139,16 +151,13 @@ class CompiledEngine(Engine):
             report("compiling", report.export_share)
             return self.compile(model, report)
 
-        content, origin = self._cache.get_or_build(
+        return self._cache.get_or_build(
             self.key(pooled),
             self.model_name,
             self.suffix,
             make,
             waiting=lambda: report("waiting for another process that builds it", 0.0),
         )
-        if report.used:
-            report("done", 1.0)
-        return content, origin
 
     def prepare(self, pooled: bool) -> None:
         """Make a variant ready to run.
@@ -159,12 +168,29 @@ class CompiledEngine(Engine):
         with self._build_lock:
             if self.ready(pooled):
                 return
-            content, origin = self.build(pooled)
-            runner = self.load(content)
-            assert self.network_size is not None
-            runner.run(np.zeros((self.batch, *self.network_size, 3), np.uint8))  # the first run allocates
+            report = Reporter(self.name, self.callback, self.export_share)
+            content, origin = self._built(pooled, report)
+            try:
+                runner = self._loaded(content, report)
+            except Exception as error:
+                if not origin.startswith("from cache") or is_out_of_memory(error):
+                    raise
+                # What this machine's library or driver refuses would be refused at every start.
+                log.warning("%s is built again: it cannot be loaded (%s)", self.path(pooled).name, str(error).partition("\n")[0])
+                self._cache.discard(self.path(pooled))
+                content, origin = self._built(pooled, report)
+                runner = self._loaded(content, report)
             self._runners[pooled] = runner
             log.info("%s: %s", self.name, origin)
+            report("done", 1.0)
+
+    def _loaded(self, content: bytes, report: Reporter) -> Runner:
+        """A runner that has run once, because the first run allocates."""
+        assert self.network_size is not None
+        report("loading", 0.95)
+        runner = self.load(content)
+        runner.run(np.zeros((self.batch, *self.network_size, 3), np.uint8))
+        return runner
 
     # --- running --------------------------------------------------------------------------------------------------------
 
@@ -211,10 +237,9 @@ class CompiledEngine(Engine):
 class Reporter:
     """Turns "this stage, this far" into `BuildProgress` with an estimate of what is left."""
 
-    export_share = 0.7  # measured: tracing and folding take longer than a CPU library's compiler
-
-    def __init__(self, engine: str, callback: ProgressCallback | None) -> None:
+    def __init__(self, engine: str, callback: ProgressCallback | None, export_share: float) -> None:
         self._engine, self._callback, self._start = engine, callback, time.monotonic()
+        self.export_share = export_share
         self.used = False
         self._last = -1.0
 

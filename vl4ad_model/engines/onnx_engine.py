@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import onnx
     from torch import Tensor
 
+_TYPES = {  # of ONNX Runtime: torch's name and NumPy's
+    "tensor(float)": ("float32", "float32"), "tensor(float16)": ("float16", "float16"), "tensor(bool)": ("bool", "bool_"),
+}  # fmt: skip
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -21,7 +24,8 @@ class ONNXRuntimeEngine(CompiledEngine):
     name = "onnx"
     suffix = ".onnx"
 
-    def library(self) -> str:
+    @staticmethod
+    def library() -> str:
         import onnx
         import onnxruntime
 
@@ -33,7 +37,7 @@ class ONNXRuntimeEngine(CompiledEngine):
     def compile(self, model: onnx.ModelProto, report: Reporter) -> bytes:
         return model.SerializeToString()
 
-    def load(self, content: bytes) -> _ONNXRunner:
+    def load(self, content: bytes) -> _ONNXRunner | BoundRunner:
         import onnxruntime
 
         kind, _, index = self.device.partition(":")
@@ -48,9 +52,12 @@ class ONNXRuntimeEngine(CompiledEngine):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         chosen = (provider, {"device_id": int(index or 0)}) if kind == "cuda" else provider
         try:
-            return _ONNXRunner(onnxruntime.InferenceSession(content, options, providers=[chosen]))
+            session = onnxruntime.InferenceSession(content, options, providers=[chosen])
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             raise EngineError(f"ONNX Runtime cannot load the network: {str(error).splitlines()[0]}") from None
+        if provider not in session.get_providers():  # it falls back to the CPU without a word
+            raise EngineError(f"ONNX Runtime cannot use {provider}: its CUDA or cuDNN does not fit this machine")
+        return _ONNXRunner(session) if kind == "cpu" else BoundRunner(session, self.device)
 
 
 class _ONNXRunner:
@@ -62,6 +69,44 @@ class _ONNXRunner:
         import torch
 
         return [torch.from_numpy(array) for array in self._session.run(None, {self._input: images})]
+
+    def close(self) -> None:
+        self._session = None
+
+
+class BoundRunner:
+    """Images and outputs stay in tensors on the device.
+
+    Args:
+        session: of ONNX Runtime, on the same device.
+        device: cuda[:N], or cpu.
+    """
+
+    def __init__(self, session, device: str) -> None:
+        import torch
+
+        self._session, self._device = session, torch.device(device)
+        self._input = session.get_inputs()[0]
+        self._outputs = [(value.name, tuple(value.shape), value.type) for value in session.get_outputs()]
+
+    def run(self, images: np.ndarray) -> list[Tensor]:
+        import numpy as np
+        import torch
+
+        batch = torch.from_numpy(images).to(self._device)
+        binding = self._session.io_binding()
+        kind, index = self._device.type, self._device.index or 0
+        binding.bind_input(self._input.name, kind, index, np.uint8, tuple(batch.shape), batch.data_ptr())
+        results = []
+        for name, shape, type_name in self._outputs:
+            dtype, element = _TYPES[type_name]
+            results.append(torch.empty(shape, dtype=getattr(torch, dtype), device=self._device))
+            binding.bind_output(name, kind, index, getattr(np, element), shape, results[-1].data_ptr())
+        if kind == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()  # ONNX Runtime has a stream of its own
+        self._session.run_with_iobinding(binding)
+        binding.synchronize_outputs()
+        return results
 
     def close(self) -> None:
         self._session = None

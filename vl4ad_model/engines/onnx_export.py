@@ -44,7 +44,7 @@ def export(
         pooled: with the out-of-vocabulary branch (`pooled_embeddings` and `pooled_valid`).
 
     Returns:
-        a model that passed ONNX's checker and strict shape inference.
+        a model that passed ONNX's checker, and strict shape inference before any change of precision.
 
     Raises:
         EngineError: the size is unusable or the graph did not come out as promised.
@@ -78,6 +78,7 @@ def _traced(
     import torch
 
     from vl4ad_model.engines import onnx_graph
+    from vl4ad_model.network.exporting import exporting
 
     class Exported(torch.nn.Module):
         def __init__(self) -> None:
@@ -92,7 +93,7 @@ def _traced(
 
     stream = io.BytesIO()
     wrapped = Exported().eval()
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), exporting(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every size that becomes a constant, which is what is wanted
         # The tracing exporter: the newer one knows no opset below 18 and needs a further package.
         torch.onnx.export(

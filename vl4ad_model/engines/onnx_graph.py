@@ -99,6 +99,8 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
         if tensor.data_type == TensorProto.FLOAT and tensor.name not in scales:
             floats[tensor.name] = numpy_helper.to_array(tensor)
             values = np.clip(floats[tensor.name], -65504, 65504).astype(np.float16)
+            if values.size == 1 and not values.any() and floats[tensor.name].any():  # the least value of a divisor must not be zero
+                values = np.full_like(values, np.copysign(np.finfo(np.float16).tiny, floats[tensor.name].item()))
             tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:

@@ -19,7 +19,8 @@ class OpenVINOEngine(CompiledEngine):
     name = "openvino"
     suffix = ".blob"
 
-    def library(self) -> str:
+    @staticmethod
+    def library() -> str:
         import openvino
 
         return f"openvino {openvino.__version__}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from vl4ad_model.network.proposals import MaskProposals
 
 log = logging.getLogger(__name__)
+
+_SILENCE_S = 10.0  # a build that says nothing for so long is spoken for
 
 
 class ServingEngine(Engine):
@@ -45,8 +48,13 @@ class ServingEngine(Engine):
         self._compiled, self._makers, self._chosen_because = compiled, list(fallbacks), reason
         self._background, self._callback = background, progress
         self._fallback: Engine | None = None
+        self._fallbacks_maker: Callable[[], Engine] | None = None
         self._builder: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._change = threading.RLock()  # of which engines there are: images, the building thread and diagnostics all ask
+        self._pooled = False  # the variant that images want
+        self._unbuildable: set[bool] = set()
+        self._told: tuple[BuildProgress, float] | None = None
         self._closed = False
         self.last_error = ""
         self.network_size = compiled.network_size if compiled is not None else self._made().network_size
@@ -57,8 +65,9 @@ class ServingEngine(Engine):
 
     @property
     def _running(self) -> Engine:
-        if self._compiled is not None and (self._compiled.ready(False) or not self._background):
-            return self._compiled
+        compiled = self._compiled
+        if compiled is not None and (compiled.ready(self._pooled) or not (self._background or self._pooled in self._unbuildable)):
+            return compiled
         return self._made()
 
     @property
@@ -85,19 +94,23 @@ class ServingEngine(Engine):
         running = self._running
         if running is self._compiled or self._compiled is None:
             return f"{self._chosen_because}; {self.last_error}" if self.last_error else self._chosen_because
+        if self._pooled in self._unbuildable:
+            return f"{running.name} on {running.device}; {self.last_error}"
         return f"{running.name} serves while {self._compiled.name} is built"
 
     # --- building -------------------------------------------------------------------------------------------------------
 
     def prepare(self, pooled: bool) -> None:
         """Make the compiled variant ready: at once, or in the background. A failure leaves the fallback in charge."""
-        if self._compiled is None or self._compiled.ready(pooled):
+        self._pooled = pooled
+        if self._compiled is None or self._compiled.ready(pooled) or pooled in self._unbuildable:
             return
         if not self._background:
             self._prepare(pooled)
             return
         with self._lock:
             if self._builder is None or not self._builder.is_alive():
+                self._told = (BuildProgress(self._compiled.name, "starting", 0.0, 0.0, None), time.monotonic())
                 self._builder = threading.Thread(target=self._prepare, args=(pooled,), name="engine build", daemon=True)
                 self._builder.start()
 
@@ -112,19 +125,47 @@ class ServingEngine(Engine):
         compiled = self._compiled
         if compiled is None:
             return
+        ended = threading.Event()
+        if self._callback and self._background:
+            threading.Thread(target=self._go_on_telling, args=(ended,), name="engine build progress", daemon=True).start()
         try:
             compiled.prepare(pooled)
         except Exception as error:  # a compiler may fail in any way; images go on
-            self._give_up(compiled, _Failure.of(error))
+            failure = _Failure.of(error)
+            if compiled.ready(not pooled):  # the other variant works and stays
+                self._unbuildable.add(pooled)
+                self.last_error = f"{compiled.name} on {compiled.device} {failure.what} ({failure.text})"
+                log.error("%s; PyTorch answers what needs it", self.last_error)
+            else:
+                self._give_up(compiled, failure)
         finally:
-            self.progress = None
+            ended.set()
+            self._told = None
         if self._closed:
             compiled.close()
 
     def _report(self, progress: BuildProgress) -> None:
-        self.progress = progress if progress.fraction < 1 else None
+        self._told = (progress, time.monotonic()) if progress.fraction < 1 else None
         if self._callback:
             self._callback(progress)
+
+    def _go_on_telling(self, ended: threading.Event) -> None:
+        """A long stage says nothing for minutes, which looks like a crash."""
+        while not ended.wait(_SILENCE_S):
+            progress = self.progress
+            if progress is not None and self._callback:
+                with contextlib.suppress(Exception):
+                    self._callback(progress)
+
+    @property
+    def progress(self) -> BuildProgress | None:  # type: ignore[override]
+        """How far a build is now: time has gone by since the compiler last said something."""
+        told = self._told
+        if told is None:
+            return None
+        progress, since = told[0], time.monotonic() - told[1]
+        left = None if progress.eta_s is None else max(0.0, progress.eta_s - since)
+        return progress._replace(elapsed_s=progress.elapsed_s + since, eta_s=left)
 
     # --- running --------------------------------------------------------------------------------------------------------
 
@@ -133,7 +174,10 @@ class ServingEngine(Engine):
         compiled = self._compiled
         if compiled is not None and compiled.ready(pooled):
             try:
-                return compiled.propose(images, image_size, pooled=pooled)
+                proposals = compiled.propose(images, image_size, pooled=pooled)
+                if self._fallback is not None:
+                    self._let_go_of_fallback()
+                return proposals
             except Exception as error:
                 if isinstance(error, Vl4adError) and not is_out_of_memory(error):
                     raise  # the caller's mistake, or one that the engine has explained
@@ -141,6 +185,7 @@ class ServingEngine(Engine):
             self._give_up(compiled, failure)  # out here the exception no longer holds on to the device's memory
         while True:
             fallback = self._made()
+            fallback.recording = self._told is None
             try:
                 return fallback.propose(images, image_size, pooled=pooled)
             except (RuntimeError, MemoryError) as error:
@@ -155,12 +200,33 @@ class ServingEngine(Engine):
                 raise EngineError(f"engine {fallback.name} failed on {fallback.device}: {failure.text}")
             self._give_up(fallback, failure)
 
+    def _let_go_of_fallback(self) -> None:
+        """The compiled engine has taken over: what stood in for it gives its memory back, and can be made again."""
+        with self._change:
+            if self._fallback is None or self._fallbacks_maker is None or self._told is not None:
+                return
+            self._makers.insert(0, self._fallbacks_maker)
+            on_gpu = self._fallback.device != "cpu"
+            self._fallback = None  # not closed: another thread may be in the middle of an image
+        if on_gpu:
+            import torch
+
+            torch.cuda.empty_cache()
+
     def _made(self) -> Engine:
+        fallback = self._fallback
+        if fallback is not None:
+            return fallback
+        with self._change:
+            return self._make()
+
+    def _make(self) -> Engine:
         while self._fallback is None:
             if not self._makers:
                 raise EngineError(f"no engine is left: {self.last_error}")
             try:
-                self._fallback = self._makers.pop(0)()
+                maker = self._makers.pop(0)
+                self._fallback, self._fallbacks_maker = maker(), maker
             except (RuntimeError, MemoryError) as error:
                 if not self._makers:
                     raise
@@ -168,22 +234,25 @@ class ServingEngine(Engine):
                 self.last_error = f"the next engine {failure.what} while it was made ({failure.text})"
                 log.error("%s; another takes over", self.last_error)
                 continue
-            if self.last_error:
+            if self.last_error and self._compiled is None:
                 self._chosen_because = f"{self._fallback.name} on {self._fallback.device}"
         return self._fallback
 
     def _give_up(self, engine: Engine, failure: _Failure) -> None:
-        """Never use `engine` again, say so, and free what it held."""
-        self.last_error = f"{engine.name} on {engine.device} {failure.what} ({failure.text})"
-        with contextlib.suppress(Exception):
-            engine.close()
-        if engine is self._compiled:
-            self._compiled = None
-        else:
-            self._fallback = None
-        next_one = self._made()
-        self._chosen_because = f"{next_one.name} on {next_one.device}"
-        log.error("%s; %s takes over", self.last_error, self._chosen_because)
+        """Never use `engine` again, say so, and free what it held. Does nothing where another thread has done so already."""
+        with self._change:
+            if engine is self._compiled:
+                self._compiled = None
+            elif engine is self._fallback:
+                self._fallback = None
+            else:
+                return
+            self.last_error = f"{engine.name} on {engine.device} {failure.what} ({failure.text})"
+            with contextlib.suppress(Exception):
+                engine.close()
+            next_one = self._made()
+            self._chosen_because = f"{next_one.name} on {next_one.device}"
+            log.error("%s; %s takes over", self.last_error, self._chosen_because)
 
     def close(self) -> None:
         self._closed = True

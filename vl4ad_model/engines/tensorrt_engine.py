@@ -44,8 +44,10 @@ class TensorRTEngine(CompiledEngine):
     name = "tensorrt"
     suffix = ".plan"
     target_capability = ""
+    export_share = 0.05
 
-    def library(self) -> str:
+    @staticmethod
+    def library() -> str:
         trt = library()
         return f"{trt.__name__} {trt.__version__}"
 
@@ -63,15 +65,18 @@ class TensorRTEngine(CompiledEngine):
         trt = library()
         logger, messages = _logger(trt)
         builder = trt.Builder(logger)
-        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        network = builder.create_network(_strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)
         if not parser.parse(model.SerializeToString()):
             raise EngineError(f"{trt.__name__} cannot read the network: {parser.get_error(0).desc().splitlines()[0]}")
         config = builder.create_builder_config()
-        if self.target_capability:
-            check_target(self.target_capability)
+        # TensorRT for RTX builds for a choice of GPUs of its own where it is not told, and that choice leaves some out.
+        capability = self.target_capability or (self.target() if trt.__name__ == "tensorrt_rtx" else "")
+        if capability:
+            check_target(capability)
             config.num_compute_capabilities = 1
-            config.set_compute_capability(trt.ComputeCapability.__members__["SM" + self.target_capability.removeprefix("sm_")], 0)
+            config.set_compute_capability(trt.ComputeCapability.__members__["SM" + capability.removeprefix("sm_")], 0)
+        config.clear_flag(trt.BuilderFlag.TF32)  # float32 is to be float32: TF32 keeps ten bits of it
         monitor = _monitor(trt, report)
         config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
@@ -100,7 +105,7 @@ def describe(model: onnx.ModelProto) -> dict[str, tuple[tuple[int, ...], str]]:
     """Inputs and outputs as TensorRT itself understands a model: name -> (shape, type). Needs no GPU."""
     trt = library()
     logger, _ = _logger(trt)
-    network = trt.Builder(logger).create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    network = trt.Builder(logger).create_network(_strongly_typed(trt))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse(model.SerializeToString()):
         raise EngineError(f"{trt.__name__} cannot read the network: {parser.get_error(0).desc().splitlines()[0]}")
@@ -130,9 +135,13 @@ class _TensorRTRunner:
         self._inputs = [n for n in self._names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         self._outputs = [n for n in self._names if n not in self._inputs]
         self._specs = {n: (tuple(self._engine.get_tensor_shape(n)), types[self._engine.get_tensor_dtype(n)]) for n in self._names}
+        self._produced = {n: self._specs[n] for n in self._outputs}
         shape, dtype = self._specs[self._inputs[0]]
         self._pinned = torch.empty(shape, dtype=dtype, pin_memory=True)
         self._image = torch.empty(shape, dtype=dtype, device=self._device)
+        # TensorRT synchronises the whole device on the default stream.
+        self._stream = torch.cuda.Stream(self._device)
+        self._taken = torch.cuda.Event()
 
     def run(self, images: np.ndarray) -> list[Tensor]:
         import torch
@@ -140,25 +149,36 @@ class _TensorRTRunner:
         from vl4ad_model.engines.onnx_export import OUTPUTS
 
         with torch.cuda.device(self._device):
-            stream = torch.cuda.current_stream()
+            callers = torch.cuda.current_stream()
+            self._taken.synchronize()  # the pinned buffer must have been read before it is filled again
             self._pinned.copy_(torch.from_numpy(images))
-            self._image.copy_(self._pinned, non_blocking=True)
-            outputs = {}
-            for name in self._outputs:
-                shape, dtype = self._specs[name]
-                outputs[name] = torch.empty(shape, dtype=dtype, device=self._device)
-                self._context.set_tensor_address(name, outputs[name].data_ptr())
-            self._context.set_tensor_address(self._inputs[0], self._image.data_ptr())
-            if not self._context.execute_async_v3(stream.cuda_stream):
+            # Made on the caller's stream, whose they are: its earlier work on the same memory comes first.
+            outputs = {n: torch.empty(shape, dtype=dtype, device=self._device) for n, (shape, dtype) in self._produced.items()}
+            self._stream.wait_stream(callers)
+            with torch.cuda.stream(self._stream):
+                self._image.copy_(self._pinned, non_blocking=True)
+                self._taken.record(self._stream)
+                for name, tensor in outputs.items():
+                    tensor.record_stream(self._stream)
+                    self._context.set_tensor_address(name, tensor.data_ptr())
+                self._context.set_tensor_address(self._inputs[0], self._image.data_ptr())
+                done = self._context.execute_async_v3(self._stream.cuda_stream)
+            callers.wait_stream(self._stream)
+            if not done:
                 raise RuntimeError(
                     f"TensorRT did not run the network: {self._messages[-1] if self._messages else 'no reason given'}"
                 )
-            # The pinned buffer is filled again with the next image: it must have been read by then.
-            stream.synchronize()
         return [outputs[name] for name in OUTPUTS if name in outputs]
 
     def close(self) -> None:
         self._context = self._engine = self._runtime = None
+
+
+def _strongly_typed(trt: Any) -> int:
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    if flag is None:
+        raise EngineError(f"TensorRT {trt.__version__} is too old: 10 or newer is needed (JetPack 6.1)")
+    return 1 << int(flag)
 
 
 def check_target(target: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from vl4ad_model.engines.base import Engine
+from vl4ad_model.network.position import used_constants
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,14 +73,18 @@ class TorchEngine(Engine):
                 return self._run(batch.to(self.device, non_blocking=True), image_size, pooled)
 
     def _run(self, batch: Tensor, image_size: tuple[int, int] | None, pooled: bool) -> MaskProposals:
-        # NHWC in memory already: channels last at no cost.
-        return self._network(batch.permute(0, 3, 1, 2), pooled=pooled, image_size=image_size)
+        # NHWC in memory already: channels last at no cost. Convolutions in float32 are to be that: TF32 keeps ten bits.
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if self.device != "cpu" else contextlib.nullcontext()
+        with exact:
+            return self._network(batch.permute(0, 3, 1, 2), pooled=pooled, image_size=image_size)
 
     def _recorded(self, batch: Tensor, pooled: bool) -> _Recorded | None:
         key = (len(batch), pooled)
-        if not self._record or (key not in self._graphs and len(self._graphs) >= _MOST_GRAPHS):
+        if not self._record:
             return None
         if key not in self._graphs:
+            if not self.recording or len(self._graphs) >= _MOST_GRAPHS:
+                return None
             try:
                 self._graphs[key] = _Recorded(self, batch, pooled)
             except RuntimeError as error:  # also when memory runs out: eager needs less
@@ -110,7 +116,7 @@ class _Recorded:
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
         # Another thread may bring new words to the device meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with used_constants() as self._constants, torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._proposals = engine._run(self._images, None, pooled)
 
     def run(self, batch: Tensor) -> MaskProposals:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vl4ad_model.network.exporting import is_exporting
 from vl4ad_model.network.position import cell_counts
 
 CHUNK = 512  # tokens at a time in inference on a CPU: what lies between two steps stays in its cache
@@ -59,7 +60,7 @@ class MultiScaleDeformableAttention(nn.Module):
         Returns:
             (B, L, C).
         """
-        plain = not (torch.is_grad_enabled() or torch.onnx.is_in_onnx_export() or query.is_cuda)
+        plain = not (torch.is_grad_enabled() or is_exporting() or query.is_cuda)
         if plain and query.dtype == torch.float32:
             return self.output_proj(self._gather_rows(query, points, self.value_proj(value), sizes))
         batch, length, _ = query.shape
@@ -86,7 +87,7 @@ class MultiScaleDeformableAttention(nn.Module):
             weight = weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, length, count)
             # (B * heads, depth, L, points); in place where no gradient needs the samples: fresh memory costs time.
             parts.append(sampled * weight if torch.is_grad_enabled() else sampled.mul_(weight))
-        level_by_level = torch.onnx.is_in_onnx_export()  # engines copy what they concatenate
+        level_by_level = is_exporting()  # engines copy what they concatenate
         total = reduce(torch.add, [part.sum(-1) for part in parts]) if level_by_level else torch.cat(parts, dim=-1).sum(-1)
         return self.output_proj(total.view(batch, self.channels, length).transpose(1, 2).contiguous())
 
@@ -175,7 +176,7 @@ class DeformableEncoderLayer(nn.Module):
     def forward(self, tokens: Tensor, position: Tensor, points: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
         """(B, L, C) tokens and (L, C) positions to (B, L, C) tokens."""
         tokens = self.norm1(tokens + self.self_attn(tokens + position, points, tokens, sizes))
-        if torch.is_grad_enabled() or torch.onnx.is_in_onnx_export() or tokens.is_cuda:
+        if torch.is_grad_enabled() or is_exporting() or tokens.is_cuda:
             return self.norm2(tokens + self.linear2(F.relu(self.linear1(tokens))))
         # In parts that stay in a CPU's cache, in place.
         parts = tokens.split(CHUNK, dim=1)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vl4ad_model.network.exporting import is_exporting
 from vl4ad_model.network.pixel_decoder import PixelFeatures
 from vl4ad_model.network.position import sine_position_embedding
 
@@ -114,7 +115,7 @@ def pool_over_masks(features: Tensor, mask_logits: Tensor) -> Tensor:
     """
     inside = (mask_logits.detach() > 0).float().flatten(2)
     weights = inside / (inside.sum(-1, keepdim=True) + 1e-8)
-    if torch.onnx.is_in_onnx_export():
+    if is_exporting():
         # Rows of pixels, as the masks themselves are made: a CPU engine holds maps channels-last and would turn this one round.
         return torch.bmm(weights, _pixel_rows(features).float()).to(features.dtype)
     return torch.bmm(features.flatten(2).float(), weights.transpose(1, 2)).transpose(1, 2).to(features.dtype)

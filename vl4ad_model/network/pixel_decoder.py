@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vl4ad_model.network.deformable import DeformableEncoderLayer
+from vl4ad_model.network.exporting import is_exporting
 from vl4ad_model.network.position import reference_points, sine_position_embedding
 
 
@@ -27,7 +28,7 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not torch.onnx.is_in_onnx_export():
+        if not is_exporting():
             return super().forward(input)
         batch, channels = int(input.shape[0]), self.num_channels
         grouped = (batch, self.num_groups, channels // self.num_groups)

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+import threading
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 _TEMPERATURE = 10000.0
 _EPSILON = 1e-6
+
+
+_thread = threading.local()
+
+
+@contextlib.contextmanager
+def used_constants() -> Iterator[list[Tensor]]:
+    """Collects the constants that this thread asks for: a CUDA graph reads them by address, so who records one must hold them."""
+    _thread.kept = []
+    try:
+        yield _thread.kept
+    finally:
+        _thread.kept = None
 
 
 def _constant(function):
@@ -25,7 +41,10 @@ def _constant(function):
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        return make(*(tuple(value) if isinstance(value, list) else value for value in args), **kwargs)
+        result = make(*(tuple(value) if isinstance(value, list) else value for value in args), **kwargs)
+        if (kept := getattr(_thread, "kept", None)) is not None:
+            kept.append(result)
+        return result
 
     return call
 

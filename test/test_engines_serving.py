@@ -1,0 +1,251 @@
+"""What stands between images and engines while those are built, fail, or take over, from several threads at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from vl4ad_model import engines, registry
+from vl4ad_model.engines import serving
+from vl4ad_model.engines.cache import EngineCache
+from vl4ad_model.engines.onnx_engine import BoundRunner, ONNXRuntimeEngine
+from vl4ad_model.engines.serving import ServingEngine
+from vl4ad_model.engines.torch_engine import TorchEngine
+from vl4ad_model.network.position import sine_position_embedding, used_constants
+from vl4ad_model.out_of_memory import is_out_of_memory
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return registry.build_network(registry.locate("tiny", offline=True))[0]
+
+
+@pytest.fixture(scope="module")
+def picture(street):
+    return np.ascontiguousarray(street[None, :64, :96])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return EngineCache(tmp_path_factory.mktemp("engines"))
+
+
+def onnx(network, cache):
+    return ONNXRuntimeEngine(network, network_size=SIZE, cache=cache)
+
+
+def test_two_threads_that_see_the_same_engine_fail_both_get_their_answer(network, cache, picture):
+    compiled = onnx(network, cache)
+    compiled.prepare(False)
+    both = threading.Barrier(2)
+
+    def run(images):
+        both.wait(20)
+        raise RuntimeError("the device is gone")
+
+    compiled._runners[False].run = run
+    compiled._run_lock = threading.Semaphore(2)
+    engine = ServingEngine(compiled, [lambda: TorchEngine(network)], reason="as asked for")
+    expected = TorchEngine(network).propose(picture, pooled=False).mask_logits
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(engine.propose(picture, pooled=False).mask_logits)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 2 and all(torch.equal(answer, expected) for answer in answers)
+    assert engine.name == "torch" and "the device is gone" in engine.reason
+    engine.propose(picture, pooled=False)
+
+
+def test_a_build_that_fails_while_the_stand_in_is_still_made_uses_up_no_other(network, cache, picture, monkeypatch):
+    monkeypatch.setattr(ONNXRuntimeEngine, "load", lambda self, content: 1 / 0)
+    made = []
+
+    def slowly():
+        time.sleep(1.0)
+        made.append("first")
+        return TorchEngine(network)
+
+    def last():
+        made.append("last")
+        return TorchEngine(network)
+
+    engine = ServingEngine(onnx(network, EngineCache(cache.folder / "other")), [slowly, last], reason="", background=True)
+    engine.prepare(False)
+    engine.propose(picture, pooled=False)
+    assert engine.wait(60)
+    engine.propose(picture, pooled=False)
+    assert made == ["first"] and engine.name == "torch" and "division by zero" in engine.reason
+
+
+def test_a_build_is_not_done_before_its_engine_has_run(network, tmp_path, picture, monkeypatch):
+    held = threading.Event()
+    load = ONNXRuntimeEngine.load
+
+    def late(self, content):
+        assert held.wait(60)
+        return load(self, content)
+
+    monkeypatch.setattr(ONNXRuntimeEngine, "load", late)
+    monkeypatch.setattr(serving, "_SILENCE_S", 0.05)
+    seen = []
+    engine = engines.create(
+        network, engine="onnx", device="cpu", network_size=SIZE, cache=EngineCache(tmp_path), background=True, progress=seen.append
+    )
+    assert engine.progress is not None  # from the first moment on
+    while not seen or seen[-1].stage != "loading":
+        time.sleep(0.02)
+    first = engine.progress
+    time.sleep(0.3)
+    second = engine.progress
+    assert second.elapsed_s > first.elapsed_s + 0.25, "time goes by although the library says nothing"
+    assert [report.stage for report in seen].count("loading") > 1, "and whoever listens hears of it"
+    assert all(report.fraction < 1 for report in seen)
+    held.set()
+    assert engine.wait(60) and seen[-1].fraction == 1 and engine.progress is None and engine.name == "onnx"
+
+
+def test_a_second_variant_is_named_for_what_answers_and_its_failure_leaves_the_first(network, cache, picture, monkeypatch):
+    engine = engines.create(network, engine="onnx", device="cpu", network_size=SIZE, cache=cache, background=True)
+    assert engine.wait(60) and engine.name == "onnx"
+    built = ONNXRuntimeEngine._built
+
+    def only_unpooled(self, pooled, report):
+        if pooled:
+            time.sleep(0.5)
+            raise RuntimeError("no room for two")
+        return built(self, pooled, report)
+
+    monkeypatch.setattr(ONNXRuntimeEngine, "_built", only_unpooled)
+    engine.propose(picture, pooled=True)
+    assert engine.name == "torch" and engine.reason == "torch serves while onnx is built"
+    assert engine.wait(60)
+    engine.propose(picture, pooled=True)
+    assert engine.name == "torch" and "no room for two" in engine.reason
+    engine.propose(picture, pooled=False)
+    assert engine.name == "onnx"
+
+
+def test_what_stood_in_is_let_go_of_and_made_again_when_needed(network, tmp_path, picture):
+    made = []
+
+    def maker():
+        made.append(TorchEngine(network))
+        return made[-1]
+
+    engine = ServingEngine(onnx(network, EngineCache(tmp_path)), [maker], reason="", background=True)
+    engine.propose(picture, pooled=False)
+    assert engine.wait(60) and len(made) == 1
+    engine.propose(picture, pooled=False)
+    assert engine._fallback is None
+
+    def run(images):
+        raise RuntimeError("the device is gone")
+
+    engine._compiled._runners[False].run = run
+    engine.propose(picture, pooled=False)
+    assert len(made) == 2 and engine.name == "torch"
+
+
+def test_a_whole_file_that_the_library_refuses_is_built_again(network, tmp_path, picture, caplog):
+    cache = EngineCache(tmp_path)
+    first = onnx(network, cache)
+    first.prepare(False)
+    key, path = first.key(False), first.path(False)
+    assert cache._write(path, key, b"no network, but whole") == ""
+    again = onnx(network, cache)
+    again.prepare(False)
+    assert "is built again: it cannot be loaded" in caplog.text
+    assert torch.equal(again.propose(picture, pooled=False).mask_logits, first.propose(picture, pooled=False).mask_logits)
+    assert path.stat().st_size > 1000
+
+
+def test_engines_of_another_library_version_are_outdated(network, tmp_path):
+    cache = EngineCache(tmp_path)
+    engine = onnx(network, cache)
+    engine.build(False)
+    assert cache.clean({"onnx": engine.library_key(), "openvino": "openvino 1"}) == []
+    assert cache.clean({"onnx": "onnx 1, onnxruntime 0.0.1"}) == [engine.path(False)]
+
+
+def test_bound_outputs_are_those_of_a_plain_run(network, cache, picture):
+    """What ONNX Runtime does on CUDA, on the CPU: the tensors are ours, and nothing is copied through NumPy."""
+    compiled = onnx(network, cache)
+    content, _ = compiled.build(True)
+    session = compiled.load(content)._session
+    plain = session.run(None, {"images": picture})
+    for ours, theirs in zip(BoundRunner(session, "cpu").run(picture), plain, strict=True):
+        assert torch.equal(ours, torch.from_numpy(theirs))
+
+
+def test_an_export_in_another_thread_changes_nothing_here(network, picture):
+    from vl4ad_model.engines import onnx_export
+    from vl4ad_model.network import pixel_decoder
+
+    inside, asked = threading.Event(), threading.Event()
+    forms = {}
+
+    class Seen(pixel_decoder.GroupNorm):
+        def forward(self, input):
+            name = threading.current_thread().name
+            forms.setdefault(name, pixel_decoder.is_exporting())
+            if name == "exporting":
+                inside.set()
+                assert asked.wait(60)
+            return super().forward(input)
+
+    norms = [m for m in network.modules() if type(m) is pixel_decoder.GroupNorm]
+    for norm in norms:
+        norm.__class__ = Seen
+    try:
+        exporter = threading.Thread(
+            target=onnx_export.export, args=(network,), kwargs={"height": 64, "width": 96}, name="exporting"
+        )
+        exporter.start()
+        assert inside.wait(60)
+        TorchEngine(network).propose(picture, pooled=False)
+        asked.set()
+        exporter.join()
+    finally:
+        for norm in norms:
+            norm.__class__ = pixel_decoder.GroupNorm
+    assert forms == {"exporting": True, threading.current_thread().name: False}
+
+
+def test_who_records_a_graph_can_hold_the_constants_it_reads():
+    with used_constants() as used:
+        constant = sine_position_embedding(3, 5, 8)
+    assert len(used) == 1 and used[0] is constant
+    sine_position_embedding(3, 6, 8)
+    assert len(used) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "CUDNN_STATUS_ALLOC_FAILED",
+     "Requested amount of GPU memory (1 bytes) could not be allocated."],
+)  # fmt: skip
+def test_every_librarys_way_to_say_that_memory_ran_out_is_known(text):
+    assert is_out_of_memory(RuntimeError(text))
+
+
+def test_a_divisors_least_value_does_not_become_zero_in_half_precision():
+    from onnx import TensorProto, helper, numpy_helper
+
+    from vl4ad_model.engines.onnx_graph import to_half
+
+    least = numpy_helper.from_array(np.float32(1.2e-38), "least")
+    graph = helper.make_graph(
+        [helper.make_node("Max", ["x", "least"], ["bounded"]), helper.make_node("Div", ["x", "bounded"], ["y"])], "division",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])], [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2])],
+        [least],
+    )  # fmt: skip
+    half = to_half(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    assert numpy_helper.to_array(half.graph.initializer[0]).item() > 0

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -40,8 +41,17 @@ def main() -> None:
     picture = np.vstack(rows)[GAP:, GAP:]
     width = 1400
     picture = cv2.resize(picture, (width, round(picture.shape[0] * width / picture.shape[1])), interpolation=cv2.INTER_AREA)
-    write_rgb(arguments.out, picture)
+    write_rgb(arguments.out, np.vstack([titles(width), picture]))
     print(arguments.out)
+
+
+def titles(width: int) -> np.ndarray:
+    """(30, width, 3) uint8: what the three columns are."""
+    strip = Image.new("RGB", (width, 30), "white")
+    draw = ImageDraw.Draw(strip)
+    for column, text in enumerate(("camera", "classes, hazards by name", "anomaly score, black 0 to white 1")):
+        draw.text((column * (width + GAP) / 3 + 4, 5), text, fill="black", font=ImageFont.load_default(size=17))
+    return np.asarray(strip)
 
 
 def pad(rgb: np.ndarray) -> np.ndarray:

@@ -66,8 +66,13 @@ def test_segment_writes_labels_scores_and_overlay(tmp_path, street):
         "--network-size", "192x320", "--json", "numbers.json", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (numbers,) = json.loads((tmp_path / "numbers.json").read_text())
-    assert set(numbers["shares"]) <= {"ground", "thing", "sofa", "tyre"} and abs(sum(numbers["shares"].values()) - 1) < 1e-9
+    written = json.loads((tmp_path / "numbers.json").read_text())
+    assert [entry["name"] for entry in written["classes"]] == ["ground", "thing", "sofa", "tyre"] and written["model"] == "tiny"
+    (numbers,) = written["images"]
+    # A hazard that was asked for is answered, found or not.
+    assert {"sofa", "tyre"} <= set(numbers["shares"]) <= {"ground", "thing", "sofa", "tyre"}
+    assert "hazard sofa" in done.stdout and "hazard tyre" in done.stdout
+    assert abs(sum(numbers["shares"].values()) - 1) < 1e-9
     labels = np.asarray(Image.open(tmp_path / "out/street_labels.png"))
     scores = np.load(tmp_path / "out/street_anomaly.npy")
     overlay = np.asarray(Image.open(tmp_path / "out/street_overlay.png"))

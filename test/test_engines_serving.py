@@ -227,6 +227,7 @@ def test_who_records_a_graph_can_hold_the_constants_it_reads():
 @pytest.mark.parametrize(
     "text",
     ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "CUDNN_STATUS_ALLOC_FAILED",
+     "Failed to allocate memory for requested buffer of size 1",
      "Requested amount of GPU memory (1 bytes) could not be allocated."],
 )  # fmt: skip
 def test_every_librarys_way_to_say_that_memory_ran_out_is_known(text):

@@ -63,7 +63,11 @@ def test_colours_of_hazards_differ_from_each_other_and_from_the_classes():
     [
         ([""], "hazard prompt 1 is empty"),
         (["sofa", "   "], "hazard prompt 2 is empty"),
-        (["sofa||couch"], "is empty"),
+        (["sofa||couch"], "hazard prompt 1 ('sofa||couch') has an empty alternative"),
+        (["tyre|"], "hazard prompt 1 ('tyre|') has an empty alternative"),
+        (["['tyre|tire', 'sofa']"], "is not a name: give one prompt per hazard"),
+        (["???"], "is not a name"),
+        (["tyre", "sofa", "tyre"], "hazard 'tyre': 'tyre' already belongs to hazard 'tyre'"),
         ([7], "hazard prompt 1 is int, not a string"),
         (["a" * 10_000], "10000 characters"),
         (["Car"], "'Car' already belongs to class 'car'"),

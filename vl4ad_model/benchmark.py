@@ -14,11 +14,11 @@ import typer
 
 def benchmark_network(
     model: Annotated[str, typer.Option(help="Model name or folder.")] = "tiny",
-    height: Annotated[int, typer.Option(help="Image height.")] = 0,
-    width: Annotated[int, typer.Option(help="Image width; 0 = the model's own size.")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
-    repeat: Annotated[int, typer.Option(help="Timed runs; the median is shown.")] = 3,
-    hazards: Annotated[int, typer.Option(help="Number of hazard prompts.")] = 8,
+    height: Annotated[int, typer.Option(help="Image height in pixels; 0 = the model's own.")] = 0,
+    width: Annotated[int, typer.Option(help="Image width in pixels; 0 = the model's own.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    repeat: Annotated[int, typer.Option(min=1, help="Timed runs; the median is shown.")] = 3,
+    hazards: Annotated[int, typer.Option(min=0, help="Number of hazard prompts.")] = 8,
     untrained: Annotated[bool, typer.Option(help="Deterministic weights: needs no download, takes the same time.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there.")] = None,
 ) -> None:

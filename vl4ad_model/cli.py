@@ -143,11 +143,14 @@ def segment(
         image_files.write_rgb(out / f"{path.stem}_overlay.png", visualization.with_legend(picture, result) if legend else picture)
         shares = _shares(result)
         score = {"max": float(result.anomaly.max()), "mean": float(result.anomaly.mean())}
-        numbers.append({"image": str(path), "shares": shares, "anomaly": score})
-        frequent = ", ".join(f"{name} {share:.0%}" for name, share in list(shares.items())[:4])
-        print(f"{path}: {frequent}; anomaly max {score['max']:.2f}, mean {score['mean']:.2f}")
+        named = {entry.name: shares.get(entry.name, 0.0) for entry in words.hazards}
+        numbers.append({"image": str(path), "shares": shares | named, "anomaly": score})
+        frequent = ", ".join(f"{name} {share:.0%}" for name, share in [(n, s) for n, s in shares.items() if n not in named][:4])
+        asked = "".join(f"; hazard {name} {share:.1%}" for name, share in named.items())
+        print(f"{path}: {frequent}{asked}; anomaly max {score['max']:.2f}, mean {score['mean']:.2f}")
     if json_file:
-        image_files.write_bytes(json_file, json.dumps(numbers, indent=1).encode())
+        content = {"model": segmenter.model_name, **words.to_json_dict(), "images": numbers}
+        image_files.write_bytes(json_file, json.dumps(content, indent=1).encode())
     print(f"wrote labels, scores and overlays to {out}")
 
 
@@ -237,7 +240,9 @@ def models_verify(
         files = registry.locate(name, offline=True)
         registry.build_network(files)
         folder = (files.decoder or files.clip or Path()).parent
-        print(f"{name}: {len(registry.verify_folder(folder))} checksums and all tensors are right")
+        count = len(registry.verify_folder(folder))
+        compared = f"{count} checksums and" if count else "no checksums to compare,"
+        print(f"{name}: {compared} all tensors are right")
 
 
 def _info(name: str):
@@ -271,7 +276,10 @@ def run(action: Callable[[], Any]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     except ModuleNotFoundError as error:
-        print(f"vl4ad: the package '{error.name}' is not installed: see 'Installing' in README.md", file=sys.stderr)
+        print(
+            f"vl4ad: the package '{error.name}' is not installed: run 'make setup', or see 'ROS 2 quick start' in README.md",
+            file=sys.stderr,
+        )
         return USER_ERROR
     return 0
 

@@ -9,6 +9,7 @@ _SIGNS = (
     "bad_alloc",
     "cannot allocate memory",
     "alloc_failed",
+    "failed to allocate memory",  # ONNX Runtime
     "could not be allocated",
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import dataclasses
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,7 +69,7 @@ class Vocabulary:
             raise VocabularyError(
                 f"{len(self.classes)} classes and {len(self.hazards)} hazards: labels are 8 bit, at most {MAX_IDS} together"
             )
-        owner: dict[str, str] = {}
+        owner: dict[str, tuple[int, str]] = {}
         names: set[str] = set()
         for entry in self.classes:
             if entry.name.casefold() in names:
@@ -76,10 +77,10 @@ class Vocabulary:
             names.add(entry.name.casefold())
         entries = [(f"class '{entry.name}'", entry.alternative_concepts) for entry in self.classes]
         entries += [(f"hazard '{hazard.name}'", hazard.alternative_concepts) for hazard in self.hazards]
-        for title, concepts in entries:
+        for index, (title, concepts) in enumerate(entries):
             for concept in concepts:
-                other = owner.setdefault(concept.casefold(), title)
-                if other != title:
+                first, other = owner.setdefault(concept.casefold(), (index, title))
+                if first != index:
                     raise VocabularyError(f"{title}: '{concept}' already belongs to {other}")
 
     # --- making one -----------------------------------------------------------------------------------------------------
@@ -138,7 +139,14 @@ class Vocabulary:
             title = f"hazard prompt {index + 1}"
             if not isinstance(prompt, str):
                 raise VocabularyError(f"{title} is {type(prompt).__name__}, not a string: {prompt!r:.60}")
-            concepts = _concepts(prompt.split("|"), title)
+            alternatives = prompt.split("|")
+            if len(alternatives) > 1 and not all(part.strip() for part in alternatives):
+                raise VocabularyError(f"{title} ('{prompt:.40}') has an empty alternative")
+            if any(sign in prompt for sign in '[]{}"') or (prompt.strip() and not any(map(_says_something, prompt))):
+                raise VocabularyError(
+                    f"{title} ({prompt!r:.60}) is not a name: give one prompt per hazard, alternatives joined by '|'"
+                )
+            concepts = _concepts(alternatives, title)
             hazards.append(Hazard(concepts, _hazard_color(index, taken)))
         return dataclasses.replace(self, hazards=tuple(hazards))
 
@@ -266,6 +274,11 @@ def _concepts(values: Sequence[Any], title: str) -> tuple[str, ...]:
             raise VocabularyError(f"{title}: '{concept}' is listed twice")
         concepts.append(concept)
     return tuple(concepts)
+
+
+def _says_something(character: str) -> bool:
+    """Letters, digits and symbols such as emoji; not spaces and punctuation."""
+    return unicodedata.category(character)[0] not in "PZC"
 
 
 def _text(value: Any, title: str) -> str:

@@ -45,13 +45,15 @@ class NodeBenchmark:
 def benchmark_node(
     model: Annotated[str, typer.Option(help="Model name or folder.")] = "tiny",
     engine: Annotated[str, typer.Option(help="auto, torch, onnx, openvino or tensorrt.")] = "auto",
-    height: Annotated[int, typer.Option(help="Image height.")] = 720,
-    width: Annotated[int, typer.Option(help="Image width.")] = 1280,
-    rate: Annotated[float, typer.Option(help="Images per second.")] = 10.0,
-    seconds: Annotated[float, typer.Option(help="How long images are sent.")] = 12.0,
-    hazards: Annotated[int, typer.Option(help="Number of hazard prompts.")] = 8,
+    height: Annotated[int, typer.Option(min=16, help="Image height in pixels.")] = 720,
+    width: Annotated[int, typer.Option(min=16, help="Image width in pixels.")] = 1280,
+    rate: Annotated[float, typer.Option(min=0.1, help="Images per second.")] = 10.0,
+    seconds: Annotated[float, typer.Option(min=1.0, help="How long images are sent, in seconds.")] = 12.0,
+    hazards: Annotated[int, typer.Option(min=0, help="Number of hazard prompts.")] = 8,
     resolution: Annotated[str, typer.Option(help="publish_resolution: input or network.")] = "input",
-    outputs: Annotated[str, typer.Option(help="Outputs that are subscribed to.")] = "segmentation,anomaly_score",
+    outputs: Annotated[
+        str, typer.Option(help="Outputs that are subscribed to: segmentation, anomaly_score, anomaly_mask, overlay.")
+    ] = "segmentation,anomaly_score",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there.")] = None,
 ) -> None:
     """Send rgb8 images to a real node in another process and print where the time goes."""
@@ -108,6 +110,11 @@ def measure_node(
         raise MissingDependencyError("rclpy", "ros", "the node's benchmark") from None
     import numpy as np
     from std_msgs.msg import Header
+
+    from vl4ad_ros.outputs import MAPS
+
+    if unknown := [name for name in topics if name not in MAPS]:
+        raise Vl4adError(f"output '{unknown[0]}' is unknown: use {', '.join(MAPS)}")
 
     from vl4ad_ros.detector_process import DetectorProcess, own_domain
 

@@ -208,7 +208,7 @@ class DetectorNode(LifecycleNode):
             if progress.fraction >= 1:
                 self.get_logger().info(f"{progress.engine} is ready after {progress.elapsed_s:.0f} s and takes over")
             elif self._throttle.allows(f"{progress.engine} {progress.stage}"):
-                self.get_logger().info(f"building {progress}; images are answered meanwhile")
+                self.get_logger().info(f"{progress}; images are answered meanwhile")
 
     def _activate(self) -> None:
         assert self._worker is not None and self._labels is not None
@@ -390,8 +390,8 @@ class DetectorNode(LifecycleNode):
                 classifier=settings.classifier_or_none or segmenter.default_classifier,
                 merge_classes=settings.merge_classes,
             )
-            hazards = ", ".join(hazard.name for hazard in segmenter.vocabulary.hazards) or "none"
-            self.get_logger().info(f"words version {version}: {segmenter.vocabulary.name}, hazards: {hazards:.500}")
+            hazards = ", ".join(f"'{hazard.prompt}'" for hazard in segmenter.vocabulary.hazards) or "none"
+            self.get_logger().info(f"vocabulary version {version}: {segmenter.vocabulary.name}, hazards: {hazards:.500}")
             worker.poke()
 
         words.submit(change)

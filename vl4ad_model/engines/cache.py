@@ -96,6 +96,8 @@ def code_digest() -> str:
         *sorted((package / "network").glob("*.py")),
         package / "engines/onnx_export.py",
         package / "engines/onnx_graph.py",
+        package / "engines/openvino_engine.py",
+        package / "engines/tensorrt_engine.py",
     ):
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -96,6 +96,7 @@ def export(
 def engines_list(json_file: JsonFile = None) -> None:
     """The engines that work on this machine, and the compiled files in the cache."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from vl4ad_model import engines
@@ -106,7 +107,7 @@ def engines_list(json_file: JsonFile = None) -> None:
     here: dict[str, str] = {}
     for name in engines.ENGINES[1:]:
         here[name] = _availability(name)
-        table.add_row(name, here[name])
+        table.add_row(name, escape(here[name]))
     console.print(table)
     cache = EngineCache()
     entries = cache.entries()
@@ -155,8 +156,11 @@ def benchmark_engines(
     from rich.console import Console
     from rich.table import Table
 
+    from vl4ad_model import engines
     from vl4ad_model.engines.benchmark import floor_of, measure
 
+    if unknown := [name for name in only.split(",") if name.strip() and name.strip() not in engines.ENGINES[1:]]:
+        raise EngineError(f"engine '{unknown[0].strip()}' is unknown: use {', '.join(engines.ENGINES[1:])}")
     _, network, config = _network(model, untrained, offline=True)
     wanted = [_size(text) for text in sizes.split(",")] if sizes else [config.network_size or (512, 1024)]
     rows: list[dict[str, Any]] = []
@@ -183,7 +187,7 @@ def benchmark_engines(
     console.print(table)
     for row in rows:
         if row.get("error"):
-            console.print(f"not measured: {row['error']}", highlight=False)
+            console.print(f"not measured: {row['error']}", highlight=False, markup=False, soft_wrap=True)
     for least in floors:
         console.print(
             f"floor at {least['size']}: network {least['network_ms']:.2f} ms ({least['flops'] / 1e9:.1f} GFLOP at the "
@@ -193,6 +197,8 @@ def benchmark_engines(
         )  # fmt: skip
     if json_file:
         json_file.write_text(json.dumps(rows + [{"floor": least} for least in floors], indent=1))
+    if all(row.get("error") for row in rows):
+        raise EngineError("no engine was measured")
 
 
 def _network(model: str, untrained: bool, offline: bool) -> tuple[str, FCCLIP, FCCLIPConfig]:
@@ -245,24 +251,32 @@ def _availability(name: str) -> str:
 
 
 class ProgressLine:
-    """`BuildProgress` as one progress bar on standard error, from the first report on."""
+    """`BuildProgress` on standard error: one bar on a terminal, a line per stage elsewhere, nothing where nothing is built."""
 
     def __init__(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+        self._console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-            console=Console(stderr=True), transient=True,
+            console=self._console, transient=True,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=1.0)
+        self._stage = ""
 
     def __enter__(self) -> ProgressLine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._bar.live.is_started:
+            self._bar.stop()
 
     def __call__(self, progress: BuildProgress) -> None:
-        self._bar.start()
-        self._bar.update(self._task, completed=progress.fraction, description=f"{progress.engine}: {progress.stage}")
+        stage, _, _ = progress.stage.partition(":")
+        if self._console.is_terminal:
+            self._bar.start()
+            self._bar.update(self._task, completed=progress.fraction, description=f"{progress.engine}: {progress.stage}")
+        elif stage not in (self._stage, "loading", "done"):
+            self._console.print(str(progress), highlight=False, markup=False, soft_wrap=True)
+        self._stage = stage

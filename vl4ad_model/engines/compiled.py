@@ -170,13 +170,16 @@ class CompiledEngine(Engine):
                 return
             report = Reporter(self.name, self.callback, self.export_share)
             content, origin = self._built(pooled, report)
+            problem, runner = "", None
             try:
                 runner = self._loaded(content, report)
             except Exception as error:
                 if not origin.startswith("from cache") or is_out_of_memory(error):
                     raise
+                problem = str(error).partition("\n")[0]
+            if runner is None:  # out here the exception no longer holds on to what was loaded
                 # What this machine's library or driver refuses would be refused at every start.
-                log.warning("%s is built again: it cannot be loaded (%s)", self.path(pooled).name, str(error).partition("\n")[0])
+                log.warning("%s is built again: it cannot be loaded (%s)", self.path(pooled).name, problem)
                 self._cache.discard(self.path(pooled))
                 content, origin = self._built(pooled, report)
                 runner = self._loaded(content, report)
@@ -190,6 +193,10 @@ class CompiledEngine(Engine):
         report("loading", 0.95)
         runner = self.load(content)
         runner.run(np.zeros((self.batch, *self.network_size, 3), np.uint8))
+        if self.device.startswith("cuda"):
+            import torch
+
+            torch.cuda.synchronize(self.device)  # errors of a GPU come late
         return runner
 
     # --- running --------------------------------------------------------------------------------------------------------

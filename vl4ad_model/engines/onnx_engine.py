@@ -50,7 +50,7 @@ class ONNXRuntimeEngine(CompiledEngine):
             options.intra_op_num_threads = self.threads
         # Idle threads that spin take the core from everybody else.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        chosen = (provider, {"device_id": int(index or 0)}) if kind == "cuda" else provider
+        chosen = (provider, {"device_id": int(index or 0), "use_tf32": 0}) if kind == "cuda" else provider
         try:
             session = onnxruntime.InferenceSession(content, options, providers=[chosen])
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception

@@ -93,7 +93,7 @@ def _traced(
 
     stream = io.BytesIO()
     wrapped = Exported().eval()
-    with torch.no_grad(), exporting(), warnings.catch_warnings():
+    with torch.no_grad(), exporting(half=precision == "fp16"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer warns of every size that becomes a constant, which is what is wanted
         # The tracing exporter: the newer one knows no opset below 18 and needs a further package.
         torch.onnx.export(

@@ -6,6 +6,7 @@ TensorRT itself builds for the GPU it runs on. Either needs a GPU to load and ru
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import re
@@ -27,10 +28,17 @@ def library() -> Any:
 
     Raises:
         MissingDependencyError: none is.
+        EngineError: it cannot be imported.
     """
+    problem = ""
     for name in _MODULES:
         if importlib.util.find_spec(name):
-            return importlib.import_module(name)
+            try:
+                return importlib.import_module(name)
+            except (ImportError, OSError) as error:  # installed, but not whole: the other one may be
+                problem = f"{name} is installed but cannot be imported: {str(error).partition(chr(10))[0]}"
+    if problem:
+        raise EngineError(problem)
     raise MissingDependencyError("tensorrt or tensorrt_rtx", "tensorrt", "engine tensorrt")
 
 
@@ -58,10 +66,21 @@ class TensorRTEngine(CompiledEngine):
 
         properties = torch.cuda.get_device_properties(self.device)
         if library().__name__ == "tensorrt_rtx":  # its engines run on every GPU of one capability, wherever they were built
-            return f"sm_{properties.major}{properties.minor}"
+            capability = f"sm_{properties.major}{properties.minor}"
+            check_target(capability)  # before the export, which may take a minute
+            return capability
         return f"{properties.name}, sm_{properties.major}{properties.minor}, CUDA {torch.version.cuda}"
 
     def compile(self, model: onnx.ModelProto, report: Reporter) -> bytes:
+        if self.target_capability:
+            return self._compile(model, report)
+        import torch
+
+        with torch.cuda.device(self.device):  # the one that kernels are tried on
+            torch.cuda.empty_cache()  # TensorRT cannot use what PyTorch keeps for itself
+            return self._compile(model, report)
+
+    def _compile(self, model: onnx.ModelProto, report: Reporter) -> bytes:
         trt = library()
         logger, messages = _logger(trt)
         builder = trt.Builder(logger)
@@ -125,6 +144,7 @@ class _TensorRTRunner:
         types = {trt.float32: torch.float32, trt.float16: torch.float16, trt.bool: torch.bool, trt.uint8: torch.uint8}
         self._context: Any
         with torch.cuda.device(self._device):
+            torch.cuda.empty_cache()
             self._runtime = trt.Runtime(logger)
             self._engine = self._runtime.deserialize_cuda_engine(content)
             self._context = self._engine.create_execution_context() if self._engine is not None else None
@@ -171,6 +191,8 @@ class _TensorRTRunner:
         return [outputs[name] for name in OUTPUTS if name in outputs]
 
     def close(self) -> None:
+        with contextlib.suppress(RuntimeError):  # of a device that is gone
+            self._stream.synchronize()  # nothing is taken from under a run
         self._context = self._engine = self._runtime = None
 
 

@@ -85,9 +85,11 @@ class TorchEngine(Engine):
         if key not in self._graphs:
             if not self.recording or len(self._graphs) >= _MOST_GRAPHS:
                 return None
+            callers = torch.cuda.current_stream()
             try:
                 self._graphs[key] = _Recorded(self, batch, pooled)
             except RuntimeError as error:  # also when memory runs out: eager needs less
+                torch.cuda.set_stream(callers)  # a recording that fails at its end leaves its own stream in place
                 log.warning("the network runs without CUDA graphs: %s", str(error).partition("\n")[0])
                 self._record = False
                 self._graphs.clear()
@@ -116,7 +118,7 @@ class _Recorded:
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
         # Another thread may bring new words to the device meanwhile.
-        with used_constants() as self._constants, torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with used_constants() as self._constants, torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
             self._proposals = engine._run(self._images, None, pooled)
 
     def run(self, batch: Tensor) -> MaskProposals:

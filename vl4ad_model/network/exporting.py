@@ -18,12 +18,21 @@ def is_exporting() -> bool:
     return getattr(_thread, "exporting", False)
 
 
+def is_exporting_half() -> bool:
+    """Whether what this thread exports becomes half precision, where a sum of squares may end at infinity."""
+    return is_exporting() and _thread.half
+
+
 @contextlib.contextmanager
-def exporting() -> Iterator[None]:
-    """Modules that this thread runs inside take their exported form."""
-    before = is_exporting()
-    _thread.exporting = True
+def exporting(*, half: bool = False) -> Iterator[None]:
+    """Modules that this thread runs inside take their exported form.
+
+    Args:
+        half: the graph becomes half precision.
+    """
+    before = is_exporting(), getattr(_thread, "half", False)
+    _thread.exporting, _thread.half = True, half
     try:
         yield
     finally:
-        _thread.exporting = before
+        _thread.exporting, _thread.half = before

@@ -162,6 +162,7 @@ class TrainingConfig:
         need(self.precision in PRECISIONS, f"'precision' must be one of {', '.join(PRECISIONS)}")
         for name in ("steps", "batch_size", "points", "validate_every", "checkpoint_every", "learning_rate"):
             need(getattr(self, name) > 0, f"'{name}' must be positive")
+        need(self.threads >= 0, "'threads' must not be negative; 0 = the library's default")
         need(0 <= self.ema_decay < 1, "'ema_decay' must be in [0, 1)")
 
     def to_json(self) -> str:

@@ -40,6 +40,22 @@ def street() -> np.ndarray:
     return image
 
 
+@pytest.fixture(scope="module")
+def network():
+    """The embedded model's network at its own weights, in float32 on the CPU."""
+    from vl4ad_model import registry
+
+    return registry.build_network(registry.locate("tiny", offline=True))[0]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """An engine cache of the module's own."""
+    from vl4ad_model.engines.cache import EngineCache
+
+    return EngineCache(tmp_path_factory.mktemp("engines"))
+
+
 @pytest.fixture(scope="session")
 def segmenter():
     """The embedded model, loaded once. A test that changes its words puts them back."""

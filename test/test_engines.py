@@ -25,17 +25,6 @@ SIZE = (96, 160)
 
 
 @pytest.fixture(scope="module")
-def network():
-    """The embedded model at its own weights."""
-    return registry.build_network(registry.locate("tiny", offline=True))[0]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return EngineCache(tmp_path_factory.mktemp("engines"))
-
-
-@pytest.fixture(scope="module")
 def picture(street):
     import cv2
 

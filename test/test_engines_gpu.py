@@ -8,18 +8,13 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from vl4ad_model import engines, registry
+from vl4ad_model import engines
 from vl4ad_model.engines.floor import Floor, count_flops
 from vl4ad_model.engines.torch_engine import TorchEngine, image_part
 from vl4ad_model.scoring import ScoreMaps
 from vl4ad_model.segmenter import Segmenter
 
 SIZE = (96, 160)
-
-
-@pytest.fixture(scope="module")
-def network():
-    return registry.build_network(registry.locate("tiny", offline=True))[0]
 
 
 @pytest.fixture(scope="module")

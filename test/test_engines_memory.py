@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vl4ad_model import engines, native_scoring, registry
+from vl4ad_model import engines, native_scoring
 from vl4ad_model.engines.cache import EngineCache
 from vl4ad_model.engines.onnx_engine import ONNXRuntimeEngine
 from vl4ad_model.engines.serving import ServingEngine
@@ -21,11 +21,6 @@ from vl4ad_model.scoring import Scorer, prepare_classifier
 from vl4ad_model.vocabulary import Vocabulary
 
 SIZE = (64, 96)
-
-
-@pytest.fixture(scope="module")
-def network():
-    return registry.build_network(registry.locate("tiny", offline=True))[0]
 
 
 @pytest.fixture(scope="module")

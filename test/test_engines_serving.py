@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vl4ad_model import engines, registry
+from vl4ad_model import engines
 from vl4ad_model.engines import serving
 from vl4ad_model.engines.cache import EngineCache
 from vl4ad_model.engines.onnx_engine import BoundRunner, ONNXRuntimeEngine
@@ -22,18 +22,8 @@ SIZE = (64, 96)
 
 
 @pytest.fixture(scope="module")
-def network():
-    return registry.build_network(registry.locate("tiny", offline=True))[0]
-
-
-@pytest.fixture(scope="module")
 def picture(street):
     return np.ascontiguousarray(street[None, :64, :96])
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return EngineCache(tmp_path_factory.mktemp("engines"))
 
 
 def onnx(network, cache):

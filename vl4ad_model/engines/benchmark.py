@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -156,7 +155,7 @@ def _backbone(
 
     from vl4ad_model.engines import compiled_class, onnx_export
     from vl4ad_model.engines.compiled import Reporter
-    from vl4ad_model.engines.torch_engine import image_part
+    from vl4ad_model.engines.torch_engine import image_part, without_tf32
 
     if engine == "torch":
         tower = image_part(network)
@@ -166,8 +165,7 @@ def _backbone(
 
         def eager(image: np.ndarray) -> Any:
             # As the engine computes; but not as a CUDA graph, so on a GPU the ratio flatters the network.
-            exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device != "cpu" else contextlib.nullcontext()
-            with exact:
+            with without_tf32(device):
                 return tower.clip(tower.normalize(torch.from_numpy(image).to(device).permute(0, 3, 1, 2)))
 
         return eager

@@ -155,7 +155,6 @@ class _TensorRTRunner:
         self._inputs = [n for n in self._names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         self._outputs = [n for n in self._names if n not in self._inputs]
         self._specs = {n: (tuple(self._engine.get_tensor_shape(n)), types[self._engine.get_tensor_dtype(n)]) for n in self._names}
-        self._produced = {n: self._specs[n] for n in self._outputs}
         shape, dtype = self._specs[self._inputs[0]]
         self._pinned = torch.empty(shape, dtype=dtype, pin_memory=True)
         self._image = torch.empty(shape, dtype=dtype, device=self._device)
@@ -173,7 +172,10 @@ class _TensorRTRunner:
             self._taken.synchronize()  # the pinned buffer must have been read before it is filled again
             self._pinned.copy_(torch.from_numpy(images))
             # Made on the caller's stream, whose they are: its earlier work on the same memory comes first.
-            outputs = {n: torch.empty(shape, dtype=dtype, device=self._device) for n, (shape, dtype) in self._produced.items()}
+            outputs = {}
+            for name in self._outputs:
+                shape, dtype = self._specs[name]
+                outputs[name] = torch.empty(shape, dtype=dtype, device=self._device)
             self._stream.wait_stream(callers)
             with torch.cuda.stream(self._stream):
                 self._image.copy_(self._pinned, non_blocking=True)

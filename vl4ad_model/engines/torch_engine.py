@@ -73,9 +73,8 @@ class TorchEngine(Engine):
                 return self._run(batch.to(self.device, non_blocking=True), image_size, pooled)
 
     def _run(self, batch: Tensor, image_size: tuple[int, int] | None, pooled: bool) -> MaskProposals:
-        # NHWC in memory already: channels last at no cost. Convolutions in float32 are to be that: TF32 keeps ten bits.
-        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if self.device != "cpu" else contextlib.nullcontext()
-        with exact:
+        # NHWC in memory already: channels last at no cost.
+        with without_tf32(self.device):
             return self._network(batch.permute(0, 3, 1, 2), pooled=pooled, image_size=image_size)
 
     def _recorded(self, batch: Tensor, pooled: bool) -> _Recorded | None:
@@ -126,6 +125,11 @@ class _Recorded:
         self._images.copy_(batch, non_blocking=True)
         self._graph.replay()
         return self._proposals.clone()
+
+
+def without_tf32(device: str) -> contextlib.AbstractContextManager[None]:
+    """On a GPU convolutions in float32 are float32 inside: TF32 keeps ten bits of it."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device != "cpu" else contextlib.nullcontext()
 
 
 def image_part(network: FCCLIP) -> FCCLIP:

@@ -106,7 +106,7 @@ BAD_IMAGES = {
 }
 
 
-@pytest.mark.parametrize("name", [*BAD_IMAGES, "broken.jpg", "missing.png", "."])
+@pytest.mark.parametrize("name", [*BAD_IMAGES, "broken.jpg", "missing.png", "empty"])
 def test_a_bad_image_is_one_line_status_2_and_nothing_written(tmp_path, street, name):
     Image.fromarray(street).save(tmp_path / "good.png")
     if name in BAD_IMAGES:
@@ -119,8 +119,11 @@ def test_a_bad_image_is_one_line_status_2_and_nothing_written(tmp_path, street, 
         Image.fromarray(street).save(tmp_path / name)
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:3000])
         message = "damaged"
+    elif name == "missing.png":
+        message = "no image at"
     else:
-        message = "no image at" if name == "missing.png" else "is a folder"
+        (tmp_path / name).mkdir()
+        message = "no images in empty"
     done = vl4ad("segment", "good.png", name, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr and done.stderr.startswith("vl4ad: ") and done.stderr.count("\n") == 1
@@ -142,6 +145,10 @@ def test_a_bad_image_is_one_line_status_2_and_nothing_written(tmp_path, street, 
         (["--classifier", "best"], "classifier 'best' is unknown"),
         (["--engine", "fastest"], "engine 'fastest' is unknown"),
         (["--device", "cuda:77"], "cuda"),
+        (["--json", "folder"], "it is a folder, name a file"),
+        (["--json", "good.png/numbers.json"], "is not a folder"),
+        (["--out", "good.png"], "a folder is needed"),
+        (["--vocabulary", "bare.yaml"], "quotes around it"),
     ],
 )
 def test_a_mistaken_option_is_one_line_and_status_2(tmp_path, street, arguments, message):
@@ -150,6 +157,7 @@ def test_a_mistaken_option_is_one_line_and_status_2(tmp_path, street, arguments,
     Image.fromarray(street).save(tmp_path / "folder/good.png")
     (tmp_path / "latin.yaml").write_bytes("classes: [{name: café}]".encode("latin-1"))
     (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "bare.yaml").write_text("classes: [no, yes]")
     (tmp_path / "many.yaml").write_text("classes:\n" + "".join(f"- class {i}\n" for i in range(300)))
     done = vl4ad("segment", "good.png", *arguments, cwd=tmp_path)
     assert done.returncode == 2
@@ -157,11 +165,31 @@ def test_a_mistaken_option_is_one_line_and_status_2(tmp_path, street, arguments,
     assert not (tmp_path / "vl4ad_out").exists()
 
 
-def test_an_output_folder_that_cannot_be_is_said(tmp_path, street):
-    Image.fromarray(street).save(tmp_path / "good.png")
-    (tmp_path / "file").write_text("x")
-    done = vl4ad("segment", "good.png", "--out", "file/out", cwd=tmp_path)
-    assert done.returncode == 2 and "cannot write" in done.stderr and "Traceback" not in done.stderr
+def test_segment_takes_folders_and_leaves_labels_and_its_own_results_alone(tmp_path, street):
+    (tmp_path / "drive/images").mkdir(parents=True)
+    (tmp_path / "drive/labels").mkdir()
+    for name in ("a", "b"):
+        Image.fromarray(street).save(tmp_path / f"drive/images/{name}.png")
+        Image.fromarray(street[..., 0]).save(tmp_path / f"drive/labels/{name}.png")
+    options = ("--engine", "torch", "--network-size", "96x160")
+    for images in ("drive", "drive/images"):
+        done = vl4ad("segment", images, *options, "--out", "drive/images", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert sorted(p.name for p in (tmp_path / "drive/images").glob("*_labels.png")) == ["a_labels.png", "b_labels.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["segmnt"], "No such command 'segmnt'. Did you mean 'segment'"),
+        (["segment"], "Missing argument 'images'"),
+        (["evaluate", "bag", "drive", "--workers", "0"], "'--workers': Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_mistake_in_the_command_line_itself_is_one_line_that_says_where_help_is(tmp_path, arguments, message):
+    done = vl4ad(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert message in done.stderr and "--help' says more" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_models_are_listed_and_the_embedded_one_verifies(tmp_path):

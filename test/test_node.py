@@ -134,6 +134,7 @@ def test_the_resolution_of_the_network_can_be_asked_for(user):
         (["tyre|tire", "sofa"], ["tyre|tire", "sofa"]),
         ("lost cargo", ["lost cargo"]),
         ([], []),
+        ([""], []),
         (["Reifen für Öl", "轮胎"], ["Reifen für Öl", "轮胎"]),
         ("   ", []),
     ],

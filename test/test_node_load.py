@@ -197,6 +197,14 @@ def test_twenty_lives_leak_nothing():
     assert max(memory[-5:]) - max(memory[3:8]) < 15, memory
 
 
+def test_an_empty_list_at_the_start_is_no_hazard_one_camera_and_the_default_size():
+    """On a command line `[]` has no type: rclpy takes it for no value."""
+    given = [word for name in ("hazard_prompts", "network_size", "cameras") for word in ("-p", f"{name}:=[]")]
+    with running_detector(arguments=given) as (_, user):
+        assert user.get_parameter("hazard_prompts") == []
+        assert user.output("segmentation", user.send(picture()), timeout=30) is not None
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -204,7 +212,7 @@ def test_twenty_lives_leak_nothing():
         ({"hazard_prompts": ["car"]}, "already belongs to class 'car'"),
         ({"engine": "fastest"}, "engine 'fastest' is unknown"),
         ({"cameras": ["front left"]}, "is no ROS name"),
-        ({"network_size": [100, 100]}, "multiples of 32"),
+        ({"network_size": [100, 100]}, "network_size is [height, width] in pixels, multiples of 32"),
         ({"anomaly_threshold": 1e9}, "anomaly_threshold"),
         ({"image_transport": "theora"}, "raw, compressed"),
         ({"model": 5}, "model"),

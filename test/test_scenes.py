@@ -154,11 +154,11 @@ def test_render_goes_on_where_it_stopped_and_workers_agree(tmp_path):
     ("arguments", "words"),
     [
         (("render", "--out", "x", "--split", "odd"), "split 'odd' is unknown: use train, seen, held_out, quiet"),
-        (("render", "--out", "x", "--count", "0"), "count and workers must be at least 1"),
+        (("render", "--out", "x", "--count", "0"), "'--count': Input should be greater than or equal to 1"),
         (("render", "--out", "x", "--cutouts", "."), "unpack the npm package @lobehub/fluent-emoji-3d"),
         (("bag", "--out", "x", "--hazards", "tyre,unicorn"), "hazard type 'unicorn' is unknown: use tyre, "),
         (("bag", "--out", "x", "--weather", "hail"), "weather 'hail' is unknown: use clear, "),
-        (("bag", "--out", "x", "--seconds", "0"), "a drive lasts up to 300 s"),
+        (("bag", "--out", "x", "--seconds", "0"), "'--seconds': Input should be greater than or equal to 0.1"),
     ],
 )
 def test_mistakes_get_one_clear_line(tmp_path, arguments, words):

@@ -318,12 +318,16 @@ def test_a_crop_of_an_image_that_is_too_small_is_padded_and_ignored():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"modle": "tiny"}, "unknown entries modle"),
+        ({"modle": "tiny"}, "no entry 'modle': did you mean 'model'"),
         ({"model": None}, "'model' is missing"),
         ({"data": []}, "'data' is missing"),
         ({"data": [{"kind": "coco", "folder": "x"}]}, "rendered or cityscapes"),
         ({"crop": [100, 64]}, "multiples of 32"),
-        ({"steps": "many"}, "'steps' must be int"),
+        ({"steps": "many"}, "'steps' must be a whole number"),
+        ({"scales": ["small", 2]}, "'scales' must be a number"),
+        ({"data": {"kind": "rendered", "folder": "x"}}, "'data' must be a list"),
+        ({"data": [{"kind": "rendered", "folder": "x", "repeats": 2}]}, "did you mean 'repeat'"),
+        ({"data": [{"kind": "rendered", "folder": "x", "repeat": "twice"}]}, "'repeat' must be a whole number"),
         ({"steps": 0}, "'steps' must be positive"),
         ({"precision": "fp8"}, "'precision' must be one of"),
         ({"data": [{"kind": "rendered", "folder": "nowhere"}]}, "does not exist"),
@@ -335,6 +339,15 @@ def test_a_wrong_configuration_is_named(tmp_path, rendered, change, message):
     values = {"model": "tiny", "data": [{"kind": "rendered", "folder": str(rendered)}], **change}
     with pytest.raises(TrainingError, match=message):
         Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / "run")
+
+
+def test_a_mistake_in_a_file_names_the_file_and_a_number_may_be_written_as_people_do(tmp_path, rendered):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"model: tiny\ndata: [{{kind: rendered, folder: {rendered}}}]\nlearning_rate: 1e-3\n")
+    assert TrainingConfig.from_yaml(file).learning_rate == 1e-3
+    file.write_text(file.read_text() + "batch: 4\n")
+    with pytest.raises(TrainingError, match=r"run\.yaml: no entry 'batch'"):
+        TrainingConfig.from_yaml(file)
 
 
 def test_the_shipped_configurations_are_valid():

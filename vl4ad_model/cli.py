@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vl4ad_model.segmenter import Segmentation
 
 USER_ERROR, INTERRUPTED = 2, 130
+UsageError: Any = typer.BadParameter.__mro__[1]  # what the command line's own mistakes have in common; typer does not export it
 
 # name -> (module, attribute, one line of help). The attribute is a typer app or a function.
 LAZY: dict[str, tuple[str, str, str]] = {
@@ -76,7 +77,7 @@ def _add(app: typer.Typer, name: str, entry: tuple[str, str, str], *, wanted: bo
         app.command(name)(target)
 
 
-Images = Annotated[list[Path], typer.Argument(help="Image files.", show_default=False)]
+Images = Annotated[list[Path], typer.Argument(help="Image files, and folders of them.", show_default=False)]
 Model = Annotated[str, typer.Option(help="tiny, fcclip-r50, fcclip-convnext-large, or a folder.")]
 Hazards = Annotated[
     list[str] | None, typer.Option("--hazard", help="A hazard in words, alternatives joined by '|'; repeat for more.")
@@ -110,10 +111,14 @@ def segment(
 
     from vl4ad_model import image_files, visualization
     from vl4ad_model.engines.commands import ProgressLine
+    from vl4ad_model.evaluation.outputs import check_writable
     from vl4ad_model.segmenter import Segmenter
     from vl4ad_model.vocabulary import Vocabulary
 
     size = _size(network_size)
+    check_writable(out, folder=True)
+    if json_file:
+        check_writable(json_file, folder=False)
     words = Vocabulary.from_yaml(vocabulary) if vocabulary else Vocabulary.cityscapes()
     if hazard:
         words = words.with_hazards([*(known.prompt for known in words.hazards), *hazard])
@@ -166,10 +171,12 @@ def _size(text: str | None) -> tuple[int, int] | None:
 def _pictures(paths: list[Path]) -> Iterator[tuple[Path, np.ndarray]]:
     """Every image once, in order. All are read before the first is returned, so that a bad one among many leaves no half-done
     folder; those that do not fit into memory are read again when their turn comes."""
+    from vl4ad_model.evaluation.folders import find_images
     from vl4ad_model.image_files import read_rgb
 
+    files = [file for path in paths for file in (find_images(path) if path.is_dir() else [path])]
     by_stem: dict[str, Path] = {}
-    for path in dict.fromkeys(paths):
+    for path in dict.fromkeys(files):
         other = by_stem.setdefault(path.stem, path)
         if other != path:
             raise Vl4adError(f"{other} and {path} would be written under the same name: give each its own --out")
@@ -255,9 +262,22 @@ def _info(name: str):
 
 
 def run(action: Callable[[], Any]) -> int:
-    """Run a command; a user's mistake becomes one line on standard error and status 2, Ctrl-C status 130."""
+    """Run a command; a user's mistake becomes one line on standard error and status 2, Ctrl-C status 130.
+
+    Args:
+        action: returns the exit status; None = 0.
+    """
     try:
-        action()
+        return action() or 0
+    except UsageError as error:
+        path = error.ctx.command_path if error.ctx else "vl4ad"
+        message = " ".join(error.format_message().split()).rstrip(".")
+        if message:  # empty where a group without a command has just printed its help
+            print(f"vl4ad: {message} ('{path} --help' says more)", file=sys.stderr)
+        return USER_ERROR
+    except typer.Abort:
+        print("vl4ad: interrupted", file=sys.stderr)
+        return INTERRUPTED
     except Vl4adError as error:
         print(f"vl4ad: {error}", file=sys.stderr)
         return USER_ERROR
@@ -281,13 +301,12 @@ def run(action: Callable[[], Any]) -> int:
             file=sys.stderr,
         )
         return USER_ERROR
-    return 0
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `vl4ad` script."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    sys.exit(run(lambda: build_app(arguments)(arguments)))
+    sys.exit(run(lambda: build_app(arguments)(arguments, prog_name="vl4ad", standalone_mode=False)))
 
 
 if __name__ == "__main__":

@@ -251,7 +251,10 @@ def _class_from(entry: Any, index: int) -> VocabularyClass:
     if isinstance(entry, str):
         entry = {"name": entry}
     if not isinstance(entry, Mapping):
-        raise VocabularyError(f"{title} must be a mapping with 'name', 'concepts', 'superclass' and 'color'")
+        hint = "; YAML reads a bare yes, no, on or off as true or false: put quotes around it" if isinstance(entry, bool) else ""
+        raise VocabularyError(
+            f"{title} is {entry!r:.40}: give a name, or a mapping with 'name', 'concepts', 'superclass' and 'color'{hint}"
+        )
     unknown = sorted(str(key) for key in set(entry) - {"name", "concepts", "superclass", "color"})
     if unknown:
         raise VocabularyError(f"{title} has unknown entries: {', '.join(unknown)}")

@@ -6,12 +6,14 @@ Imports no ROS until `declare`, so that the command line and the tests can read 
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vl4ad_model.engines import ENGINES, PRECISIONS
 from vl4ad_model.errors import Vl4adError
 from vl4ad_model.vocabulary import Vocabulary
 
@@ -55,7 +57,7 @@ SPECS: tuple[ParameterSpec, ...] = (
         "hazard_prompts",
         [],
         "Hazards in words, beside those of the vocabulary file: a list, each entry with its alternatives separated by '|'. "
-        "A bare string is one hazard, [] is none.",
+        "A bare string is one hazard; [] or [''] is none.",
         dynamic=True,
     ),
     ParameterSpec("vocabulary_file", "", "YAML file with the known classes; empty = the 19 Cityscapes classes."),
@@ -79,9 +81,9 @@ SPECS: tuple[ParameterSpec, ...] = (
         "max_rate", 0.0, "Images per second and camera at most; 0 = as many as possible.", minimum=0.0, maximum=1000.0, dynamic=True
     ),
     ParameterSpec("model", "tiny", "Model name (see 'vl4ad models list') or a folder with config.json.", read_only=True),
-    ParameterSpec("engine", "auto", "What runs the network: auto, torch, onnx, openvino or tensorrt.", read_only=True),
+    ParameterSpec("engine", "auto", "What runs the network; auto = the fastest that works here.", read_only=True, choices=ENGINES),
     ParameterSpec("device", "auto", "auto, cpu, cuda or cuda:N.", read_only=True),
-    ParameterSpec("precision", "fp32", "Number format of the network.", read_only=True, choices=("fp32", "fp16")),
+    ParameterSpec("precision", "fp32", "Number format of the network.", read_only=True, choices=PRECISIONS),
     ParameterSpec(
         "network_size",
         [0, 0],
@@ -155,7 +157,8 @@ class Settings:
 
 
 def prompts_from(value: Any) -> tuple[str, ...]:
-    """Hazard prompts from whatever arrives: a list of strings, a bare string, an empty array of any type.
+    """Hazard prompts from whatever arrives: a list of strings, a bare string, an empty array of any type, or [''], which is
+    how many ROS nodes write an empty list.
 
     Raises:
         ParameterError: numbers, bools or bytes.
@@ -165,7 +168,7 @@ def prompts_from(value: Any) -> tuple[str, ...]:
     if isinstance(value, Sequence) or hasattr(value, "tolist"):
         items = list(value)
         if all(isinstance(item, str) for item in items):
-            return tuple(items)
+            return () if items == [""] else tuple(items)
         wrong = next(item for item in items if not isinstance(item, str))
     else:
         wrong = value
@@ -206,8 +209,8 @@ def _sides(value: Any) -> tuple[int, int] | None:
     sides = tuple(value)
     if sides in ((), (0, 0)):
         return None
-    if len(sides) != 2 or not all(isinstance(side, int) and 0 < side <= 16384 for side in sides):
-        raise ParameterError(f"network_size is [height, width] in pixels or [0, 0], not {list(sides)!r:.60}")
+    if len(sides) != 2 or not all(isinstance(side, int) and 0 < side <= 16384 and side % 32 == 0 for side in sides):
+        raise ParameterError(f"network_size is [height, width] in pixels, multiples of 32, or [0, 0], not {list(sides)!r:.60}")
     return sides[0], sides[1]
 
 
@@ -257,7 +260,8 @@ def declare(node: Node) -> None:
     from rclpy.parameter import Parameter
 
     for spec in SPECS:
-        descriptor = ParameterDescriptor(description=spec.description, read_only=spec.read_only)
+        described = f"{spec.description} Default: {json.dumps(spec.default)}."
+        descriptor = ParameterDescriptor(description=described, read_only=spec.read_only)
         if spec.choices:
             descriptor.additional_constraints = "one of: " + ", ".join(spec.choices)
         if spec.name == "hazard_prompts":
@@ -268,7 +272,13 @@ def declare(node: Node) -> None:
             descriptor.dynamic_typing = True
         if math.isfinite(spec.minimum):
             descriptor.floating_point_range = [FloatingPointRange(from_value=spec.minimum, to_value=spec.maximum, step=0.0)]
-        node.declare_parameter(spec.name, spec.default, descriptor)
+        if node.declare_parameter(spec.name, spec.default, descriptor).type_ == Parameter.Type.NOT_SET:
+            # "[]" of a command line or a parameter file has no type, so that rclpy takes it for no value at all.
+            if not isinstance(spec.default, list):
+                raise ParameterError(f"{spec.name} must be {_KINDS[type(spec.default)]}, not []")
+            if not spec.read_only:
+                node.undeclare_parameter(spec.name)
+                node.declare_parameter(spec.name, spec.default, descriptor, ignore_override=True)
     # A dynamic parameter's type is what it was last set to: bring those given at start into their own form.
     node.set_parameters(
         normalized(Parameter(spec.name, value=node.get_parameter(spec.name).value) for spec in SPECS if spec.dynamic)
@@ -297,5 +307,6 @@ def normalized(parameters: Iterable[Parameter]) -> list[Parameter]:
 
 
 def values_of(node: Node) -> dict[str, Any]:
-    """The values the node has now."""
-    return {spec.name: node.get_parameter(spec.name).value for spec in SPECS}
+    """The values the node has now; those without one are left out."""
+    values = {spec.name: node.get_parameter(spec.name).value for spec in SPECS}
+    return {name: value for name, value in values.items() if value is not None}

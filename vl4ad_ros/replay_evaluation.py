@@ -22,10 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from vl4ad_model.engines import ENGINES
 from vl4ad_model.errors import EvaluationError, Vl4adError
 from vl4ad_model.evaluation import bags, commands, runner
+from vl4ad_model.evaluation.component_metrics import TRACKS
 from vl4ad_model.evaluation.frame_counts import METRICS
 from vl4ad_model.evaluation.options import class_names
+from vl4ad_model.evaluation.outputs import check_writable
 from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure
 
 SCORE, LABELS = "anomaly_score", "segmentation"
@@ -179,27 +182,31 @@ def is_compressed(source: bags.BagSource) -> bool:
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="replay_evaluation", description="Play a bag into the running detector and report its metrics and its latency."
+        prog="replay_evaluation",
+        description="Play a bag into the running detector and report its metrics and its latency.",
     )
-    parser.add_argument("bag", type=Path, help="rosbag2 recording with images and labels")
+    add = parser.add_argument
+    add("bag", type=Path, help="rosbag2 recording with images and labels: a folder, a .mcap or a .db3 file")
     speed = parser.add_mutually_exclusive_group()
-    speed.add_argument("--rate", type=float, help="of the recording's own speed; without it as fast as the detector answers")
-    speed.add_argument("--lossless", action="store_true", help="wait for every answer (the default)")
-    parser.add_argument("--attach", action="store_true", help="use a detector that runs already instead of starting one")
-    parser.add_argument("--image", default="/image", help="topic the detector listens to")
-    parser.add_argument("--image-topic", help="in the bag")
-    parser.add_argument("--label-topic", help="in the bag")
-    parser.add_argument("--label-values", default="auto", choices=("auto", "anomaly", "classes"))
-    parser.add_argument("--tolerance", type=float, default=0.0, help="seconds an image's and its label's stamps may differ")
-    parser.add_argument("--track", default="anomaly", help="anomaly or obstacle")
-    parser.add_argument("--metrics", default=",".join(METRICS))
-    parser.add_argument("--threshold", type=float)
-    parser.add_argument("--hazard", action="append", default=[], help="for the detector that is started here; repeat for more")
-    parser.add_argument("--model", default="tiny", help="for the detector that is started here")
-    parser.add_argument("--engine", default="auto", help="for the detector that is started here")
-    parser.add_argument("--timeout", type=float, default=60.0, help="seconds to wait for an answer")
-    parser.add_argument("--json", type=Path, dest="json_file")
-    parser.add_argument("--report", type=Path)
+    speed.add_argument(
+        "--rate", type=float, help="play at so many times the recording's own speed and let the detector drop; 1.0 = as on the road"
+    )
+    speed.add_argument("--lossless", action="store_true", help="wait for every answer, as without --rate")
+    add("--attach", action="store_true", help="use a detector that runs already instead of starting one")
+    add("--image", default="/image", help="topic the detector listens to (%(default)s)")
+    add("--image-topic", help="image topic of the bag; found by itself where only one can be meant")
+    add("--label-topic", help="label topic of the bag; found by itself where only one can be meant")
+    add("--label-values", default="auto", choices=("auto", "anomaly", "classes"), help="what the labels' values mean (%(default)s)")
+    add("--tolerance", type=float, default=0.0, help="seconds an image's and its label's stamps may differ (%(default)s)")
+    add("--track", default="anomaly", help=f"size limits of components: {' or '.join(TRACKS)} (%(default)s)")
+    add("--metrics", default=",".join(METRICS), help="what to compute (%(default)s)")
+    add("--threshold", type=float, help="score above which components are formed; without it that of the best F1")
+    add("--hazard", action="append", default=[], help="words for the detector that is started here; repeat for more")
+    add("--model", default="tiny", help="of the detector that is started here (%(default)s)")
+    add("--engine", default="auto", help=f"of the detector that is started here: {', '.join(ENGINES)} (%(default)s)")
+    add("--timeout", type=float, default=60.0, help="seconds to wait for an answer (%(default)s)")
+    add("--json", type=Path, dest="json_file", help="file for all numbers")
+    add("--report", type=Path, help="folder for report.html, which needs no network")
     return parser.parse_args(arguments)
 
 
@@ -216,7 +223,12 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
     if options.rate is not None and not options.rate > 0:
         raise EvaluationError(f"a rate of {options.rate:g} plays nothing: it must be above 0")
     metrics = tuple(name.strip() for name in options.metrics.split(",") if name.strip())
-    runner.Settings(options.track, metrics, options.threshold)  # a mistake shows here, before anything starts
+    # Mistakes show here, before anything starts.
+    runner.Settings(options.track, metrics, options.threshold)
+    if options.json_file:
+        check_writable(options.json_file, folder=False)
+    if options.report:
+        check_writable(options.report, folder=True)
     source = bags.open_bag(
         options.bag,
         image_topic=options.image_topic,

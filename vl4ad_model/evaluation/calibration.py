@@ -89,21 +89,31 @@ def frame_tail(name: str, scores: np.ndarray, kind: str, alarm_pixels: int, coun
     return FrameTail(name, values.at(values.size - 1 - ranks), np.diff(shares, prepend=0.0))
 
 
+def check_rate(rate: float, frames: int) -> float:
+    """How much false alarm so many frames may show together for this rate.
+
+    Raises:
+        EvaluationError: the rate is not between 0 and 1, or so low that it needs more frames.
+    """
+    if not 0 < rate < 1:
+        raise EvaluationError(f"a rate of {rate:g} is not between 0 and 1")
+    budget = rate * (frames + 1) - 1
+    if budget < -1e-12:
+        raise EvaluationError(
+            f"{frames} frames cannot guarantee a rate of {rate:g}: at least {math.ceil(1 / rate - 1e-9) - 1} are needed, "
+            f"or a rate of at least {math.ceil(1e4 / (frames + 1)) / 1e4:g}"
+        )
+    return budget
+
+
 def calibrate(tails: Sequence[FrameTail], rate: float, kind: str) -> Calibration:
     """The lowest threshold with the guarantee.
 
     Raises:
-        EvaluationError: the rate is none, or so low that it needs more frames.
+        EvaluationError: as `check_rate` does.
     """
-    if not 0 < rate < 1:
-        raise EvaluationError(f"a rate of {rate} is not between 0 and 1")
     count = len(tails)
-    budget = rate * (count + 1) - 1
-    if budget < -1e-12:
-        raise EvaluationError(
-            f"{count} frames cannot guarantee a rate of {rate:g}: at least {math.ceil(1 / rate - 1e-9) - 1} are needed, "
-            f"or a rate of at least {math.ceil(1e4 / (count + 1)) / 1e4:g}"
-        )
+    budget = check_rate(rate, count)
     scores = np.concatenate([tail.scores for tail in tails])
     increments = np.concatenate([tail.increments for tail in tails])
     order = np.argsort(-scores, kind="stable")

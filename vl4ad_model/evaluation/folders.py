@@ -146,6 +146,15 @@ def expand(folder: Path) -> list[Path]:
     return [inner for inner in sorted(folder.iterdir()) if (inner / "images").is_dir()] or [folder]
 
 
+def find_images(folder: Path) -> list[Path]:
+    """The images below a folder, or of the data set that lies there; labels and the results of `vl4ad segment` are none.
+
+    Raises:
+        EvaluationError: there is none, or two are the same frame.
+    """
+    return list(_files(dataset_folders(folder)[0], "images").values())
+
+
 def find_labels(folder: Path) -> dict[str, Path]:
     """Label PNGs below a folder by frame name; coloured previews and the images of RoadAnomaly are no labels."""
     inside = sorted(Path(folder).glob("*.labels/labels_semantic.png"))

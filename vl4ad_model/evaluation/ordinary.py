@@ -115,8 +115,8 @@ def calibrate_threshold(
     """Calibrate on every frame of the sources."""
     if kind not in calibration.KINDS:
         raise EvaluationError(f"--per is {' or '.join(calibration.KINDS)}, not '{kind}'")
-    if not 0 < rate < 1:
-        raise EvaluationError(f"a rate of {rate} is not between 0 and 1")
+    # Before an hour of inference, not after it; frames that fail can still make them too few.
+    calibration.check_rate(rate, sum(len(source.entries()) for source in sources))
     tails = list(look_at_all(sources, model, map_tasks, progress, alarm=(kind, alarm_pixels)))
     return calibration.calibrate(tails, rate, kind)
 

@@ -12,10 +12,12 @@ from vl4ad_model.errors import EvaluationError
 from vl4ad_model.evaluation.options import (
     ImageTopic,
     JsonFile,
+    LabelValues,
     ModelOptions,
     bag_sources,
     class_names,
     image_sources,
+    label_values_from,
     takes_model,
 )
 from vl4ad_model.evaluation.outputs import check_writable, write_json
@@ -33,16 +35,22 @@ Every = Annotated[float, typer.Option(min=0, help="Of bags, keep one frame in so
 
 
 def ordinary_sources(
-    bags: list[Path] | None, images: list[Path] | None, image_topic: str | None, every: float, class_count: int
+    bags: list[Path] | None,
+    images: list[Path] | None,
+    image_topic: str | None,
+    every: float,
+    label_values: str,
+    class_count: int,
 ) -> list[Source]:
     """Sources of ordinary driving. Labels are used where a folder holds them: frames with anomalies are then left out."""
     if not bags and not images:
         raise EvaluationError("say --bag BAG or --images FOLDER: recordings of ordinary driving, without anomalies")
+    kind = label_values_from(label_values)
     sources: list[Source] = []
     if images:
         if every != int(every):
             raise EvaluationError(f"--every {every:g}: of folders each n-th image is kept, a whole number is needed")
-        sources += image_sources(images, None, "auto", class_count, max(1, int(every)))
+        sources += image_sources(images, None, kind, class_count, max(1, int(every)))
     if bags:
         sources += bag_sources(bags, image_topic=image_topic, need_labels=False, every=every, class_count=class_count)
     return sources
@@ -59,6 +67,7 @@ def calibrate(
     node: Annotated[str, typer.Option(help="The node's full name.")] = "/vl4ad_detector",
     image_topic: ImageTopic = None,
     every: Every = 0.0,
+    label_values: LabelValues = "auto",
     chosen: ModelOptions = ModelOptions(),
     json_file: JsonFile = None,
 ) -> None:
@@ -74,7 +83,7 @@ def calibrate(
     for path in (out, json_file):
         if path is not None:
             check_writable(path, folder=False)
-    sources = ordinary_sources(bag, images, image_topic, every, len(names))
+    sources = ordinary_sources(bag, images, image_topic, every, label_values, len(names))
     with ConsoleProgress() as progress, mapper(chosen.workers) as map_tasks:
         result = calibrate_threshold(sources, settings, map_tasks, progress, rate=rate, kind=per, alarm_pixels=alarm_pixels)
     write_parameters(out, parameters_yaml(result, settings, per, alarm_pixels, node))
@@ -104,6 +113,7 @@ def prompts_check(
     limit: Annotated[float, typer.Option(help="A prompt that takes more of ordinary pixels than this cries wolf.")] = 0.001,
     image_topic: ImageTopic = None,
     every: Every = 0.0,
+    label_values: LabelValues = "auto",
     json_file: JsonFile = None,
 ) -> None:
     """What each hazard prompt would do where no such hazard is: pixels it takes, from which classes, in which frames."""
@@ -119,7 +129,7 @@ def prompts_check(
     settings = replace(chosen.settings, hazards=())
     if json_file:
         check_writable(json_file, folder=False)
-    sources = ordinary_sources(bag, images, image_topic, every, len(names))
+    sources = ordinary_sources(bag, images, image_topic, every, label_values, len(names))
     with ConsoleProgress() as progress, mapper(chosen.workers) as map_tasks:
         document = check_prompts(sources, settings, chosen.hazard, names, map_tasks, progress, threshold=threshold, limit=limit)
     document["sources"] = [source.describe() for source in sources]

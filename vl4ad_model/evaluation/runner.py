@@ -293,8 +293,8 @@ def evaluate(
         second = _second([task for task in kept if task.entries], map_tasks, progress)
         finished = True
     finally:
-        if not finished and result_file is None:
-            work.remove()
+        if not finished and (result_file is None or not any(map(work.has, entries))):
+            work.remove()  # nothing to go on from
     run = Run(counts, second, shared, failures, settings.metrics, settings.class_names, configuration)
     places = {entry.name: (source, entry) for source, some in listed for entry in some if entry.name not in failed}
     return Finished(run, work, places)

@@ -11,6 +11,9 @@ from vl4ad_model.errors import SceneError
 
 app = typer.Typer(no_args_is_help=True)
 
+Height = Annotated[int, typer.Option(min=64, help="Of the images, pixels.")]
+Width = Annotated[int, typer.Option(min=64, help="Of the images, pixels.")]
+
 
 def _progress():
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -21,13 +24,13 @@ def _progress():
 @app.command()
 def render(
     out: Annotated[Path, typer.Option(help="Folder for images/, labels/ and frames/.")],
-    count: Annotated[int, typer.Option(help="Number of frames.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed of the first frame; each next frame's is one more.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="Number of frames.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first frame; each next frame's is one more.")] = 0,
     split: Annotated[str, typer.Option(help="train, seen, held_out or quiet.")] = "train",
-    height: Annotated[int, typer.Option()] = 384,
-    width: Annotated[int, typer.Option()] = 640,
+    height: Height = 384,
+    width: Width = 640,
     cutouts: Annotated[Path | None, typer.Option(help="assets folder of the npm package @lobehub/fluent-emoji-3d.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
 ) -> None:
     """Render frames with exact labels. Run it again to go on where it stopped."""
     import multiprocessing
@@ -38,8 +41,6 @@ def render(
 
     if split not in SPLITS:
         raise SceneError(f"split '{split}' is unknown: use {', '.join(SPLITS)}")
-    if count < 1 or workers < 1 or seed < 0 or height < 64 or width < 64:
-        raise SceneError("count and workers must be at least 1, the seed not negative and the size at least 64x64")
     if cutouts is not None:
         names_of(cutouts)
     recipe = Recipe(height, width, split, str(cutouts) if cutouts else None)
@@ -63,17 +64,17 @@ def render(
 @app.command()
 def bag(
     out: Annotated[Path, typer.Option(help="The bag, a folder that is not there yet.")],
-    seed: Annotated[int, typer.Option(help="Which street, traffic and light.")] = 900006,
-    seconds: Annotated[float, typer.Option(help="Length of the drive.")] = 12.0,
-    rate: Annotated[float, typer.Option(help="Frames per second.")] = 10.0,
+    seed: Annotated[int, typer.Option(min=0, help="Which street, traffic and light.")] = 900006,
+    seconds: Annotated[float, typer.Option(min=0.1, max=300, help="Length of the drive, seconds.")] = 12.0,
+    rate: Annotated[float, typer.Option(min=0.1, max=100, help="Frames per second.")] = 10.0,
     hazards: Annotated[
         str, typer.Option(help="Hazard types along the way, joined by commas; '' for none.")
     ] = "tyre,sofa,cardboard box,ladder",
-    speed: Annotated[float, typer.Option(help="Of the camera, m/s.")] = 5.0,
+    speed: Annotated[float, typer.Option(min=0.1, max=40, help="Of the camera, m/s.")] = 5.0,
     weather: Annotated[str, typer.Option(help="clear, cloudy, overcast, rain, fog, snow, dusk or night.")] = "cloudy",
-    height: Annotated[int, typer.Option()] = 384,
-    width: Annotated[int, typer.Option()] = 640,
-    quality: Annotated[int, typer.Option(help="JPEG quality.")] = 82,
+    height: Height = 384,
+    width: Width = 640,
+    quality: Annotated[int, typer.Option(min=1, max=100, help="JPEG quality.")] = 82,
 ) -> None:
     """Render a drive down one street into a rosbag2 (mcap) with images, labels and camera info."""
     from vl4ad_model.scenes.bag import write_bag

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import typing
 from dataclasses import dataclass
@@ -111,24 +112,33 @@ class TrainingConfig:
 
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise TrainingError(f"training configuration {path} cannot be read: {error}") from None
+        except OSError as error:
+            raise TrainingError(f"training configuration {path} cannot be read: {error.strerror or error}") from None
+        except UnicodeDecodeError as error:
+            raise TrainingError(f"training configuration {path} is not UTF-8 (byte {error.start})") from None
         except yaml.YAMLError as error:
             raise TrainingError(f"training configuration {path} is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
             raise TrainingError(f"training configuration {path} must be a mapping of names to values")
-        return cls.from_dict(values, base=Path(path).resolve().parent)
+        return cls.from_dict(values, base=Path(path).resolve().parent, title=f"training configuration {path}")
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], *, base: Path) -> TrainingConfig:
-        """From plain values; paths are relative to `base`."""
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        unknown = sorted(str(key) for key in set(values) - set(fields))
-        if unknown:
-            raise TrainingError(f"training configuration: unknown entries {', '.join(unknown)}; known are {', '.join(fields)}")
-        missing = [name for name in ("model", "data") if not values.get(name)]
-        if missing:
-            raise TrainingError(f"training configuration: '{missing[0]}' is missing")
+    def from_dict(cls, values: dict[str, Any], *, base: Path, title: str = "training configuration") -> TrainingConfig:
+        """From plain values; paths are relative to `base`, and `title` stands before every complaint."""
+        try:
+            return cls._from_values(values, base)
+        except TrainingError as error:
+            raise TrainingError(f"{title}: {error}") from None
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any], base: Path) -> TrainingConfig:
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in values:
+            if name not in known:
+                raise TrainingError(f"no entry '{name}'{_meant(str(name), known)}")
+        for name in ("model", "data"):
+            if not values.get(name):
+                raise TrainingError(f"'{name}' is missing")
         types = typing.get_type_hints(cls)
         ready: dict[str, Any] = {}
         for name, value in values.items():
@@ -140,14 +150,10 @@ class TrainingConfig:
                 ready[name] = None if value is None else _path(value, base)
             elif name in ("crop", "scales"):
                 if not isinstance(value, list) or len(value) != 2:
-                    raise TrainingError(f"training configuration: '{name}' needs two numbers, not {value!r}")
-                ready[name] = tuple(value)
-            elif types[name] is float and isinstance(value, int | float) and not isinstance(value, bool):
-                ready[name] = float(value)
-            elif not isinstance(value, types[name]) or (types[name] is int and isinstance(value, bool)):
-                raise TrainingError(f"training configuration: '{name}' must be {types[name].__name__}, not {value!r}")
+                    raise TrainingError(f"'{name}' needs two numbers, not {value!r:.60}")
+                ready[name] = tuple(_of_type(name, part, int if name == "crop" else float) for part in value)
             else:
-                ready[name] = value
+                ready[name] = _of_type(name, value, types[name])
         config = cls(**ready)
         config._check()
         return config
@@ -155,12 +161,13 @@ class TrainingConfig:
     def _check(self) -> None:
         def need(condition: bool, message: str) -> None:
             if not condition:
-                raise TrainingError(f"training configuration: {message}")
+                raise TrainingError(message)
 
-        need(all(isinstance(side, int) and side >= 32 and side % 32 == 0 for side in self.crop), "'crop' needs multiples of 32")
+        need(all(side >= 32 and side % 32 == 0 for side in self.crop), "'crop' needs multiples of 32")
         need(0 < self.scales[0] <= self.scales[1], "'scales' needs 0 < smallest <= largest")
         need(self.precision in PRECISIONS, f"'precision' must be one of {', '.join(PRECISIONS)}")
-        for name in ("steps", "batch_size", "points", "validate_every", "checkpoint_every", "learning_rate"):
+        positive = ("steps", "batch_size", "points", "validate_every", "validation_images", "checkpoint_every", "learning_rate")
+        for name in positive:
             need(getattr(self, name) > 0, f"'{name}' must be positive")
         need(self.threads >= 0, "'threads' must not be negative; 0 = the library's default")
         need(0 <= self.ema_decay < 1, "'ema_decay' must be in [0, 1)")
@@ -170,9 +177,30 @@ class TrainingConfig:
         return json.dumps(dataclasses.asdict(self), indent=1, default=str)
 
 
+_KINDS_OF_VALUES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+
+
+def _of_type(name: str, value: Any, kind: type) -> Any:
+    """The value as its entry's type; YAML takes 1e-3 for a string, people mean a number."""
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise TrainingError(f"'{name}' must be {_KINDS_OF_VALUES[kind]}, not {value!r:.60}")
+    return value
+
+
+def _meant(name: str, known: list[str]) -> str:
+    """What a misspelt entry may have been."""
+    close = difflib.get_close_matches(name, known, 1)
+    return f": did you mean '{close[0]}'?" if close else f"; known are {', '.join(known)}"
+
+
 def _list(value: Any, name: str) -> list[Any]:
     if not isinstance(value, list):
-        raise TrainingError(f"training configuration: '{name}' must be a list of data sources")
+        raise TrainingError(f"'{name}' must be a list: {name}: [{{kind: rendered, folder: data/train}}]")
     return value
 
 
@@ -189,10 +217,12 @@ def _model(value: Any, base: Path) -> str:
 
 def _source(entry: Any, name: str, base: Path) -> DataSource:
     if not isinstance(entry, dict) or "folder" not in entry or entry.get("kind") not in KINDS:
-        raise TrainingError(f"training configuration: every entry of '{name}' needs 'folder' and 'kind' ({' or '.join(KINDS)})")
-    unknown = sorted(set(entry) - {"kind", "folder", "split", "repeat"})
-    if unknown:
-        raise TrainingError(f"training configuration: '{name}' has unknown entries {', '.join(unknown)}")
-    return DataSource(
-        entry["kind"], _path(entry["folder"], base), str(entry.get("split", "train")), max(1, int(entry.get("repeat", 1)))
-    )
+        raise TrainingError(f"every entry of '{name}' needs 'folder' and 'kind' ({' or '.join(KINDS)})")
+    known = [field.name for field in dataclasses.fields(DataSource)]
+    for key in entry:
+        if key not in known:
+            raise TrainingError(f"'{name}' has no entry '{key}'{_meant(str(key), known)}")
+    repeat = _of_type("repeat", entry.get("repeat", 1), int)
+    if repeat < 1:
+        raise TrainingError(f"'repeat' of '{name}' must be at least 1, not {repeat}")
+    return DataSource(entry["kind"], _path(entry["folder"], base), str(entry.get("split", "train")), repeat)

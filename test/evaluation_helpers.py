@@ -24,7 +24,7 @@ def vl4ad(capfd, *arguments: Any) -> Outcome:
     from vl4ad_model import cli
 
     words = [str(argument) for argument in arguments]
-    code = cli.run(lambda: cli.build_app(words)(words))
+    code = cli.run(words)
     out, err = capfd.readouterr()
     return Outcome(code, out, err)
 

@@ -30,6 +30,7 @@ def test_help_answers_at_once(tmp_path):
     best = min(_seconds(lambda: vl4ad("--help", cwd=tmp_path)) for _ in range(3))
     assert best < 1.0  # 0.25 s here; imports of torch or open_clip would take several
     shown = vl4ad("--help", cwd=tmp_path).stdout
+    assert vl4ad("--version", cwd=tmp_path).stdout.startswith("vl4ad ")
     for name in ("segment", "evaluate", "models", "benchmark", "export", "train", "scenes", "calibrate"):
         assert name in shown
 

@@ -17,7 +17,7 @@ def run(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     result = tmp_path / "agreement.json"
     arguments = ["benchmark", "agreement", *map(str, arguments), "--json", str(result)]
-    status = cli.run(lambda: cli.build_app(arguments)(arguments))
+    status = cli.run(arguments)
     printed = capsys.readouterr()
     rows = {row["engine"]: row for row in json.loads(result.read_text())} if result.exists() else {}
     return status, rows, printed.out + printed.err

@@ -138,7 +138,7 @@ def test_sizes_that_cannot_be(tiny, size, message):
 
 
 def run_cli(arguments, capsys):
-    status = cli.run(lambda: cli.build_app(arguments)(arguments))
+    status = cli.run(arguments)
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 

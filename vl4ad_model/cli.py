@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,6 +54,7 @@ def build_app(arguments: list[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback()(_options)
     app.command("segment")(segment)
     app.add_typer(models_app, name="models", help="List, fetch and verify models.")
     for name, entry in LAZY.items():
@@ -63,6 +64,20 @@ def build_app(arguments: list[str]) -> typer.Typer:
         _add(benchmark, name, entry, wanted=first == "benchmark" and name == second)
     app.add_typer(benchmark, name="benchmark", help="Measure speed and memory on this machine.")
     return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from vl4ad_model.evaluation.outputs import version
+
+        print(f"vl4ad {version()}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which version.")] = False,
+) -> None:
+    del version
 
 
 def _add(app: typer.Typer, name: str, entry: tuple[str, str, str], *, wanted: bool) -> None:
@@ -261,14 +276,19 @@ def _info(name: str):
     return MODELS[name]
 
 
-def run(action: Callable[[], Any]) -> int:
+def run(arguments: list[str], app: typer.Typer | None = None) -> int:
     """Run a command; a user's mistake becomes one line on standard error and status 2, Ctrl-C status 130.
 
     Args:
-        action: returns the exit status; None = 0.
+        arguments: the words after the command's name.
+        app: the command; None = `vl4ad`.
+
+    Returns:
+        the exit status.
     """
     try:
-        return action() or 0
+        command, name = (build_app(arguments), "vl4ad") if app is None else (app, None)
+        return command(arguments, prog_name=name, standalone_mode=False) or 0
     except UsageError as error:
         path = error.ctx.command_path if error.ctx else "vl4ad"
         message = " ".join(error.format_message().split()).rstrip(".")
@@ -305,8 +325,7 @@ def run(action: Callable[[], Any]) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `vl4ad` script."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    sys.exit(run(lambda: build_app(arguments)(arguments, prog_name="vl4ad", standalone_mode=False)))
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 if __name__ == "__main__":

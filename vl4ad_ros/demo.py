@@ -375,7 +375,7 @@ def run(arguments: list[str] | None = None) -> int:
     except ImportError:
         print("vl4ad demo: rclpy is missing: source a ROS 2 installation, or pip install 'vl4ad_ros[ros]'", file=sys.stderr)
         return cli.USER_ERROR
-    return cli.run(lambda: app(arguments))
+    return cli.run(sys.argv[1:] if arguments is None else arguments, app)
 
 
 if __name__ == "__main__":

@@ -183,6 +183,25 @@ def test_words_vary_but_stay_true(sampler):
     assert {place[i] for i in torch.where(words.owners == 0)[0].tolist()} == set(vocabulary.classes[0].alternative_concepts)
 
 
+def test_paraphrases_lie_near_their_names_and_move_only_hazards(segmenter):
+    names = {"tyre": ("tyre", "tire"), "cow": ("cow", "bull"), "ladder": ("ladder",)}
+    base = Vocabulary.cityscapes()
+    as_they_are = WordSampler(base, names, segmenter._text, 3)
+    own = set(range(len(as_they_are._rows)))
+    moved = 0
+    for seed in range(20):
+        words = WordSampler(base, names, segmenter._text, seed, paraphrased=1.0).sample(["tyre", "cow"])
+        assert set(words.index[:19].flatten().tolist()) <= own, "known classes keep their words"
+        assert torch.equal(words.rows[: len(own)], as_they_are._rows) and (words.owners[len(own) :] == -1).all()
+        for name, column in words.columns.items():
+            rows = words.rows[words.index[column]]
+            assert torch.allclose(rows.norm(dim=-1), torch.ones(len(rows)), atol=1e-4)
+            nearest = (rows @ as_they_are._rows[[as_they_are._place[n] for n in (*names[name], *losses_generic())]].T).amax(dim=-1)
+            assert (nearest >= 0.5 - 1e-4).all() and not own & set(words.index[column].tolist())
+            moved += 1
+    assert moved > 10
+
+
 def losses_generic():
     from vl4ad_model.training.words import GENERIC_NAMES
 

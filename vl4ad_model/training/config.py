@@ -53,6 +53,7 @@ class TrainingConfig:
         points: sampled points per image for masks, dice and class maps.
         *_weight: of the losses; `no_object_weight` is the class weight of void for queries without an object.
         name_weight: of telling each named thing from all other words of the training, for queries and single pixels; 0 = off.
+        paraphrased: share of the words for hazards that are moved, in each step, to where an unknown synonym could lie.
         rare_crops: share of crops taken where most segments are, out of three places.
         most_copied: things of frames read before (hazards, people, two-wheelers, trucks, buses) copied into a crop, at most.
         ema_decay: of the averaged weights that are validated and saved; 0 = none.
@@ -87,6 +88,7 @@ class TrainingConfig:
     map_weight: float = 2.0
     no_object_weight: float = 0.1
     name_weight: float = 0.0
+    paraphrased: float = 0.0
     rare_crops: float = 0.0
     most_copied: int = 0
     ema_decay: float = 0.0

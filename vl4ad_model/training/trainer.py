@@ -181,7 +181,7 @@ class Trainer:
                 f"than known classes ({self.vocabulary.known_count})"
             )
         self._anchored = self.vocabulary.known_count if config.anchored_queries else 0
-        self._words = WordSampler(self.vocabulary, names, self.text, config.seed + 7 * self.rank)
+        self._words = WordSampler(self.vocabulary, names, self.text, config.seed + 7 * self.rank, paraphrased=config.paraphrased)
 
     def _load_validation(self) -> None:
         files = [f for source in self.config.validation for f in frames_on_disk.find_frames(source)]

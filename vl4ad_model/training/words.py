@@ -20,6 +20,7 @@ NO_HAZARDS, GENERIC = 0.15, 0.15
 NAMED = 0.85
 DISTRACTORS = 24
 TOO_SIMILAR = 0.6
+LEAST_ALIKE = 0.5  # cosine between a name and its paraphrase
 # What people call a thing on the road that they have no name for.
 GENERIC_NAMES = (
     "obstacle", "road obstacle", "debris", "road debris", "lost cargo", "fallen cargo", "object", "unknown object",
@@ -62,10 +63,20 @@ class WordSampler:
         vocabulary: known classes.
         names: hazard name -> all names training may use for it, itself first.
         text: encodes them, once.
+        paraphrased: share of the drawn names of hazards, there or not, that are moved to where an unknown synonym could lie.
     """
 
-    def __init__(self, vocabulary: Vocabulary, names: dict[str, tuple[str, ...]], text: TextEncoder, seed: int) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        names: dict[str, tuple[str, ...]],
+        text: TextEncoder,
+        seed: int,
+        *,
+        paraphrased: float = 0.0,
+    ) -> None:
         self._rng = np.random.default_rng(seed)
+        self._paraphrased = paraphrased
         self._known = vocabulary.concept_groups[: vocabulary.known_count]
         self._names = names
         concepts = list(dict.fromkeys([c for group in self._known for c in group] + [n for all_ in names.values() for n in all_]))
@@ -104,7 +115,25 @@ class WordSampler:
             groups += self._distractors(present)
         widest = max(map(len, groups))
         index = torch.tensor([[self._place[c] for c in (group + [group[0]] * widest)[:widest]] for group in groups])
-        return Words(self._rows, index, columns, self._owners, self._things)
+        return self._paraphrase(Words(self._rows, index, columns, self._owners, self._things))
+
+    def _paraphrase(self, words: Words) -> Words:
+        """Move some of the hazards' words by a random mixture of all words; what is moved has no owner."""
+        of_hazards = np.unique(words.index[len(self._known) :].numpy())
+        moved = of_hazards[self._rng.random(len(of_hazards)) < self._paraphrased]
+        if not len(moved):
+            return words
+        rows = words.rows[moved]
+        mixture = torch.from_numpy(self._rng.normal(size=(len(moved), len(words.rows))).astype(np.float32)) @ words.rows
+        across = mixture - (mixture * rows).sum(-1, keepdim=True) * rows
+        across = across / across.norm(dim=-1, keepdim=True)
+        cosine = torch.from_numpy(self._rng.uniform(LEAST_ALIKE, 1.0, (len(moved), 1)).astype(np.float32))
+        elsewhere = cosine * rows + (1 - cosine.square()).sqrt() * across
+        index = words.index.clone()
+        for place, row in enumerate(moved):
+            index[len(self._known) :][words.index[len(self._known) :] == row] = len(words.rows) + place
+        owners = torch.cat((words.owners, torch.full((len(moved),), -1, dtype=torch.int64)))
+        return replace(words, rows=torch.cat((words.rows, elsewhere)), index=index, owners=owners)
 
     def _some(self, concepts: Sequence[str]) -> list[str]:
         if self._rng.random() < 0.4:

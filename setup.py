@@ -74,9 +74,9 @@ setup(
     license="Apache-2.0",
     maintainer="VL4AD maintainers",
     maintainer_email="maintainers@vl4ad.example.org",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=find_packages(include=["vl4ad_model", "vl4ad_model.*", "vl4ad_ros", "vl4ad_ros.*"]),
-    package_data={"vl4ad_model": ["*.c", "models/**/*", "vocabularies/*.yaml", "evaluation/*.css"]},
+    package_data={"vl4ad_model": ["*.c", "models/**/*", "evaluation/*.css"]},
     data_files=[
         ("share/ament_index/resource_index/packages", ["resource/" + PACKAGE]),
         ("share/" + PACKAGE, ["package.xml"]),

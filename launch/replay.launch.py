@@ -17,7 +17,7 @@ from vl4ad_ros import transport
 
 ARGUMENTS = {
     "bag": ("", "The rosbag2 recording, with images and labels."),
-    "rate": ("", "Of the recording's own speed; empty = as fast as the detector answers, no frame lost."),
+    "rate": ("", "Playback speed relative to the recording; empty = as fast as the detector answers, no frame lost."),
     "model": ("tiny", "Model name or folder."),
     "engine": ("auto", "auto, torch, onnx, openvino or tensorrt."),
     "hazards": ("", "Hazards in words, separated by ';': \"tyre|tire;sofa\"."),

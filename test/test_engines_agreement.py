@@ -88,7 +88,7 @@ def test_frames_of_a_bag(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say --images FOLDER or --bag BAG"),
+        ([], "pass --images FOLDER or --bag BAG"),
         (
             ["--images", DATA / "evaluation/held_out", "--every", 16, "--engines", "tensorrt"],
             "'tensorrt' cannot be compared",

@@ -122,7 +122,7 @@ def test_an_engine_that_does_not_fit_when_it_is_made_is_passed_over(network, pic
 
     engine = ServingEngine(None, [full, lambda: TorchEngine(network)], reason="as asked for")
     assert engine.propose(pictures[:1], pooled=False).mask_logits.isfinite().all()
-    assert "ran out of device memory while it was made (CUDA out of memory. Tried to allocate 800 MiB)" in engine.reason
+    assert "ran out of device memory while it was being created (CUDA out of memory. Tried to allocate 800 MiB)" in engine.reason
 
 
 @pytest.mark.parametrize("asked", ["onnx", "auto"])

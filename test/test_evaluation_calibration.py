@@ -157,7 +157,7 @@ def test_prompts_check_reads_a_bag_and_reports_every_prompt(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["calibrate"], "say --bag BAG or --images FOLDER"),
+        (["calibrate"], "pass --bag BAG or --images FOLDER"),
         (["calibrate", "--images", "none"], "no folder none"),
         (["calibrate", "--images", "{ordinary}", "--rate", "2"], "not between 0 and 1"),
         (["calibrate", "--images", "{ordinary}", "--rate", "0.01", "--model", "none"], "at least 99 are needed"),
@@ -165,7 +165,7 @@ def test_prompts_check_reads_a_bag_and_reports_every_prompt(tmp_path, capfd):
         (["calibrate", "--images", "{ordinary}", "--per", "day"], "--per is pixel or frame"),
         (["calibrate", "--images", "{ordinary}", "--every", "1.5"], "a whole number is needed"),
         (["calibrate", "--images", "{ordinary}", "--hazard", "car"], "already belongs"),
-        (["prompts", "check", "--images", "{ordinary}"], "say --hazard WORDS"),
+        (["prompts", "check", "--images", "{ordinary}"], "pass --hazard WORDS"),
         (["prompts", "check", "--images", "{ordinary}", "--hazard", "road"], "already belongs"),
     ],
 )

@@ -166,7 +166,7 @@ def test_where_everything_is_ignored_nothing_is_claimed(tmp_path, capfd):
     frames = [(scores, np.full_like(labels, 255)) for scores, labels in small_frames(2)]
     scores, labels = write_folders(tmp_path, frames)
     done = vl4ad(capfd, "evaluate", "scores", "--scores", scores, "--labels", labels, "--json", tmp_path / "r.json")
-    assert done.code == NOT_WHOLE and "nothing counts in any of 2 frames" in done.err
+    assert done.code == NOT_WHOLE and "no pixel counts in any of 2 frames" in done.err
     document = read(tmp_path / "r.json")
     keys = ("AuPRC", "FPR95", "best_F1", "best_f1_threshold", "F1_mean", "per_threshold")
     assert all(document[key] is None for key in keys)

@@ -77,7 +77,7 @@ def test_a_result_that_is_not_whole_says_so_on_top(tmp_path, capfd):
     done = vl4ad(capfd, "evaluate", "scores", "--scores", scores, "--labels", labels, "--report", tmp_path / "r")
     assert done.code == 3
     page = (tmp_path / "r" / "report.html").read_text()
-    assert "1 of 3 frames were skipped: this result is not whole" in page and "001.npy is damaged" in page
+    assert "1 of 3 frames were skipped: this result is incomplete" in page and "001.npy is damaged" in page
 
 
 @pytest.mark.parametrize("kind", ["no anomaly", "all ignored"])

@@ -294,7 +294,7 @@ def test_one_image_per_time_can_be_kept(tmp_path):
 
 def test_topics_that_are_missing_or_cannot_be_guessed_list_what_there_is(tmp_path):
     bag = write_bag(tmp_path / "drive", [*recording(), ("/rear/image", START, picture()), ("/talk", START, "hello")])
-    with pytest.raises(EvaluationError, match=r"several could be the image topic: say --image-topic, one of /camera/image \("):
+    with pytest.raises(EvaluationError, match=r"several could be the image topic: pass --image-topic with one of /camera/image \("):
         open_bag(bag)
     with pytest.raises(EvaluationError, match=r"has no topic /none: its image topics are .*/rear/image"):
         open_bag(bag, image_topic="/none")

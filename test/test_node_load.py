@@ -105,7 +105,7 @@ def test_more_images_than_it_can_take_cost_neither_memory_nor_age():
         late = detector.memory_mb()
         camera.stopping.set()
         received = [(stamp, entry.when) for stamp, entry in user.collected.outputs["segmentation"].items()]
-        user.wait_for(lambda c: int(c.diagnostics["vl4ad_detector: camera"]["dropped (newer image came first)"]) > 0, timeout=5)
+        user.wait_for(lambda c: int(c.diagnostics["vl4ad_detector: camera"]["dropped (replaced by a newer image)"]) > 0, timeout=5)
         counts = user.collected.diagnostics["vl4ad_detector: camera"]
         sent = len(camera.sent)
     assert late - early < 30, f"{early:.0f} MB became {late:.0f} MB"
@@ -114,7 +114,7 @@ def test_more_images_than_it_can_take_cost_neither_memory_nor_age():
     ages = whens - [stamp[0] + stamp[1] * 1e-9 for stamp, _ in received]
     network = np.diff(whens)
     assert np.median(ages[1:] / network) <= 2 and np.mean(ages[1:] <= 2 * network + 0.25) > 0.9
-    dropped, published, arrived = (int(counts[key]) for key in ("dropped (newer image came first)", "published", "received"))
+    dropped, published, arrived = (int(counts[key]) for key in ("dropped (replaced by a newer image)", "published", "received"))
     assert dropped > published > 0 and dropped + published <= arrived <= sent
     assert arrived - dropped - published <= 2
 

@@ -150,8 +150,8 @@ def run_out_of_memory(_):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda p: dataclasses.replace(p, query_embeddings=p.query_embeddings * torch.nan), "gave scores that are no numbers"),
-        (lambda p: dataclasses.replace(p, mask_logits=p.mask_logits + torch.nan), "gave scores that are no numbers"),
+        (lambda p: dataclasses.replace(p, query_embeddings=p.query_embeddings * torch.nan), "produced non-finite scores"),
+        (lambda p: dataclasses.replace(p, mask_logits=p.mask_logits + torch.nan), "produced non-finite scores"),
         (run_out_of_memory, "not enough memory for 1 image.* set a smaller network size"),
     ],
 )

@@ -433,7 +433,7 @@ def test_a_broken_off_run_goes_on_where_it_was(tmp_path, rendered):
     trainer.run()
     assert trainer.step == 24
     (tmp_path / "run/checkpoint.pt").write_bytes(b"half a file")
-    with pytest.raises(TrainingError, match="cannot be gone on from"):
+    with pytest.raises(TrainingError, match="cannot resume from"):
         Trainer(first, tmp_path / "run")
 
 

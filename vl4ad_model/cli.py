@@ -112,7 +112,7 @@ def segment(
     network_size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Fit images into this size, multiples of 32, such as 512x1024.")
     ] = None,
-    legend: Annotated[bool, typer.Option("--legend", help="Add what the colours mean below the overlay.")] = False,
+    legend: Annotated[bool, typer.Option("--legend", help="Add a colour legend below the overlay.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, torch, onnx, openvino or tensorrt.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",

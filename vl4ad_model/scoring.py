@@ -190,7 +190,7 @@ def query_class_probabilities(
     log_in = in_logits.log_softmax(dim=-1)
     if classifier.needs_pooled:
         if pooled_embeddings is None:
-            raise ValueError("this classifier needs the out-of-vocabulary branch, which the engine left out")
+            raise ValueError("this classifier needs the out-of-vocabulary branch, which this engine was built without")
         log_out = logits(pooled_embeddings, classifier.out_scale)[0].log_softmax(dim=-1)
         share = weight.expand_as(log_in)
         if pooled_valid is not None:

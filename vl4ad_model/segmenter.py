@@ -374,7 +374,7 @@ class Segmenter:
     def _finished(self, labels: np.ndarray, anomaly: np.ndarray, wanted: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         if not np.isfinite(anomaly).all():
             advice = "use precision fp32" if self.precision != "fp32" else "the model's weights are not usable"
-            raise EngineError(f"{self.model_name} on engine {self.engine_name} gave scores that are no numbers: {advice}")
+            raise EngineError(f"{self.model_name} on engine {self.engine_name} produced non-finite scores: {advice}")
         if labels.shape != wanted:
             import cv2
 

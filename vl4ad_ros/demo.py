@@ -103,7 +103,7 @@ def default_bag() -> Path:
     for root in (Path.cwd(), Path(__file__).resolve().parents[1]):
         if (root / relative).is_dir():
             return root / relative
-    raise EvaluationError(f"no {relative} here: run it from the repository, or say --bag")
+    raise EvaluationError(f"no {relative} here: run it from the repository, or pass --bag")
 
 
 def main(
@@ -148,7 +148,7 @@ def main(
             answers = collect(user, playback)
             pairs = pairs_of(answers)
             if playback.accepted and len(pairs[0]) < FEWEST_PAIRS:
-                with console.status("too slow a machine to answer the same frames twice in time: asking for some one by one"):
+                with console.status("this machine is too slow to answer the same frames twice: requesting some one at a time"):
                     pairs = ask_one_by_one(user, recording, playback)
     if not playback.accepted:
         raise EvaluationError(f"the detector refused the prompts: {playback.reason}")

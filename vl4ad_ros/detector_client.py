@@ -199,7 +199,7 @@ class DetectorClient:
             if self._publisher.get_subscription_count() and all(self.node.count_publishers(topic) for topic in topics):
                 return
             time.sleep(0.02)
-        raise Vl4adError(f"no detector listens to {self._publisher.topic_name} within {timeout:.0f} s")
+        raise Vl4adError(f"no detector subscribed to {self._publisher.topic_name} within {timeout:.0f} s")
 
     # --- services ---------------------------------------------------------------------------------------------------------
 

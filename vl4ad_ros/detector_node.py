@@ -50,7 +50,7 @@ NODE_NAME = "vl4ad_detector"
 GRACE_SECONDS = 1.0
 """How long a frame or a model that is being loaded may take when the process is asked to end."""
 USER_ERROR = 2
-NO_CLOCK = "use_sim_time is set and nothing publishes /clock: ages are unknown (a bag needs 'ros2 bag play --clock')"
+NO_CLOCK = "use_sim_time is set but nothing publishes /clock, so image ages are unknown (play bags with 'ros2 bag play --clock')"
 
 
 class DetectorNode(LifecycleNode):
@@ -194,7 +194,7 @@ class DetectorNode(LifecycleNode):
         while self._loader.is_alive():
             self._loader.join(0.05)
             if not self.context.ok():
-                raise Vl4adError("asked to end while loading the model")
+                raise Vl4adError("shutdown requested while the model was loading")
             if time.monotonic() - told > 1.0:
                 told = time.monotonic()
                 self._publish_diagnostics([self._node_status(DiagnosticStatus.WARN, f"loading model {settings.model}")])
@@ -318,7 +318,7 @@ class DetectorNode(LifecycleNode):
     def _complain(self, camera: str, text: str) -> None:
         title = f"camera {camera}: " if camera else ""
         if self._throttle.allows(title + _cause(text)):
-            self.get_logger().warning(f"{title}{text} (the same again is not logged for {diagnostics.REPEAT_SECONDS:.0f} s)")
+            self.get_logger().warning(f"{title}{text} (repeats are not logged for {diagnostics.REPEAT_SECONDS:.0f} s)")
 
     def _frame_failed(self, error: Exception) -> None:
         if not self.context.ok():
@@ -398,7 +398,7 @@ class DetectorNode(LifecycleNode):
 
     def _words_failed(self, error: Exception) -> None:
         self._last_error = str(error)
-        self.get_logger().error(f"the words stay as they were: {error}")
+        self.get_logger().error(f"the new words cannot be used, the old ones stay: {error}")
 
     def _reload_vocabulary(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         del request

@@ -160,7 +160,7 @@ def camera_status(name: str, snapshot: CameraSnapshot, counts: Mapping[str, int]
         "output rate (Hz)": f"{snapshot.rate_out:.2f}",
         "received": counts["received"],
         "published": snapshot.published,
-        "dropped (newer image came first)": counts["dropped"],
+        "dropped (replaced by a newer image)": counts["dropped"],
         "skipped by max_rate": counts["limited"],
         "skipped without subscriber": snapshot.unwatched,
         "rejected": snapshot.rejected,

@@ -60,7 +60,7 @@ class CameraInput:
             the problem in words; empty while images arrive.
         """
         if self._automatic and not self._best_effort and self._offers_best_effort():
-            self._node.get_logger().info(f"{self.topic} is published best effort: subscribing so")
+            self._node.get_logger().info(f"{self.topic} is published best effort: subscribing with best effort")
             self._node.destroy_subscription(self._subscription)
             self._subscribe(best_effort=True)
         if self._arrived:

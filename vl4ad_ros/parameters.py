@@ -78,7 +78,7 @@ SPECS: tuple[ParameterSpec, ...] = (
         choices=("input", "network"),
     ),
     ParameterSpec(
-        "max_rate", 0.0, "Images per second and camera at most; 0 = as many as possible.", minimum=0.0, maximum=1000.0, dynamic=True
+        "max_rate", 0.0, "Maximum images per second and camera; 0 = as many as possible.", minimum=0.0, maximum=1000.0, dynamic=True
     ),
     ParameterSpec("model", "tiny", "Model name (see 'vl4ad models list') or a folder with config.json.", read_only=True),
     ParameterSpec("engine", "auto", "What runs the network; auto = the fastest that works here.", read_only=True, choices=ENGINES),

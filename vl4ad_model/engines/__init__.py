@@ -165,7 +165,7 @@ def create(
             if engine != "auto" and not is_out_of_memory(error):
                 raise EngineError(f"engine {name} does not work here: {one_line(error)}") from None
             passed_over.append(f"{name} failed: {one_line(error)}")
-        log.warning("engine %s is passed over: %s", name, passed_over[-1])
+        log.warning("skipping engine %s: %s", name, passed_over[-1])
     return ServingEngine(None, fallbacks, reason="; ".join([pytorch, *passed_over]))
 
 

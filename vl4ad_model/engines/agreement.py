@@ -227,7 +227,7 @@ def _verdict(name: str, precision: str, sums: _Sums, reference_precision: float,
     labels, ap = sums.equal / sums.pixels, _average_precision(sums.ranked)
     outside = []
     if sums.broken:
-        outside.append(f"scores that are no numbers, first in {sums.broken}")
+        outside.append(f"non-finite scores, first in {sums.broken}")
     elif precision == "fp32":
         if not sums.mask_logits <= MASK_LOGITS:
             outside.append(f"mask logits differ by more than {MASK_LOGITS:g}")

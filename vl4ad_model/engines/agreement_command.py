@@ -26,7 +26,7 @@ def benchmark_agreement(
     only: Annotated[str, typer.Option("--engines", help="Some of onnx,openvino.")] = "onnx,openvino",
     precision: Annotated[str, typer.Option(help="fp32, or fp16: how much half precision changes, emulated on the CPU.")] = "fp32",
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the network; default: the model's own.")] = "",
-    every: Annotated[int, typer.Option(min=1, help="Of images each n-th, of bags one in n seconds.")] = 1,
+    every: Annotated[int, typer.Option(min=1, help="Folders: every n-th image. Bags: one frame every n seconds.")] = 1,
     hazard: Annotated[list[str] | None, typer.Option("--hazard", help="A hazard in words; repeat for more.")] = None,
     float64: Annotated[bool, typer.Option(help="Also PyTorch in float64: what rounding alone changes.")] = True,
     untrained: Untrained = False,
@@ -115,7 +115,7 @@ def _pictures(
     if bags:
         sources += bag_sources(bags, need_labels=False, every=float(every) if every > 1 else 0.0, class_count=19)
     if not sources:
-        raise EngineError("say --images FOLDER or --bag BAG: what to compare on")
+        raise EngineError("pass --images FOLDER or --bag BAG: what to compare on")
     red, green, blue = (round(value) for value in config.pixel_mean)
     grey = (red, green, blue)
     for source in sources:

@@ -30,7 +30,9 @@ def export(
     batch: Annotated[int, typer.Option(min=1, help="Images per run.")] = 1,
     precision: Annotated[str, typer.Option(help="fp32, or fp16 (onnx and tensorrt).")] = "fp32",
     target: Annotated[str, typer.Option(help="GPUs to build for, as sm_86,sm_89; empty = the one in this machine.")] = "",
-    pooled: Annotated[bool | None, typer.Option(help="With CLIP's out-of-vocabulary branch; default: as the model.")] = None,
+    pooled: Annotated[
+        bool | None, typer.Option(help="Include CLIP's out-of-vocabulary branch; default: as the model needs.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="A file or folder to write; default: the engine cache only.")] = None,
     untrained: Untrained = False,
     offline: Annotated[bool, typer.Option(help="Never download.")] = False,
@@ -48,7 +50,7 @@ def export(
         raise EngineError("engine openvino runs on the CPU, in fp32: half precision costs accuracy there and gains nothing")
     targets = [tensorrt_engine.parse_target(text) for text in target.split(",")] if target else [""]
     if target and engine != "tensorrt":
-        raise EngineError("--target is for engine tensorrt: the others run on any machine of their kind")
+        raise EngineError("--target only applies to engine tensorrt")
     suffix = engines.compiled_class(engine).suffix
     if out is not None and out.suffix in _SUFFIXES and out.suffix != suffix:
         raise EngineError(f"--out {out}: a file for {engine} ends in {suffix}; without an ending it is a folder")
@@ -147,7 +149,7 @@ def benchmark_engines(
     repeat: Annotated[int, typer.Option(min=3, help="Timed images per engine; engines take turns.")] = 50,
     hazards: Annotated[int, typer.Option(help="Number of hazard prompts.")] = 8,
     floor: Annotated[
-        bool, typer.Option("--floor", help="Also the least time: FLOPs and mask bytes at this device's rates.")
+        bool, typer.Option("--floor", help="Also print a lower bound: FLOPs and mask bytes at this device's rates.")
     ] = False,
     untrained: Untrained = False,
     json_file: JsonFile = None,

@@ -231,7 +231,7 @@ class ServingEngine(Engine):
                 if not self._makers:
                     raise
                 failure = _Failure.of(error)
-                self.last_error = f"the next engine {failure.what} while it was made ({failure.text})"
+                self.last_error = f"the fallback engine {failure.what} while it was being created ({failure.text})"
                 log.error("%s; another takes over", self.last_error)
                 continue
             if self.last_error and self._compiled is None:

@@ -200,7 +200,7 @@ def _choose(path: Path, candidates: list[str], topics: dict[str, tuple[str, int]
     if len(candidates) == 1:
         return candidates[0]
     why = f"no {what} topic was found" if not candidates else f"several could be the {what} topic"
-    raise EvaluationError(f"{path}: {why}: say --{what}-topic, one of {_listed(topics)}")
+    raise EvaluationError(f"{path}: {why}: pass --{what}-topic with one of {_listed(topics)}")
 
 
 def _listed(topics: dict[str, tuple[str, int]]) -> str:

@@ -74,7 +74,7 @@ def evaluate_scores(
 @takes_model
 def evaluate_images(
     images: Images,
-    labels: Annotated[Path | None, typer.Option(help="Folder of label PNGs; found by itself in known layouts.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Folder of label PNGs; detected automatically in known layouts.")] = None,
     track: Track = "anomaly",
     metrics: Metrics = ",".join(METRICS),
     threshold: Threshold = None,
@@ -89,7 +89,7 @@ def evaluate_images(
     sources = image_sources(images, labels, label_values_from(label_values), len(names))
     for source in sources:
         if source.labels is None:
-            raise EvaluationError(f"no labels were found beside {source.images}: say --labels FOLDER")
+            raise EvaluationError(f"no labels were found beside {source.images}: pass --labels FOLDER")
         if source.unlabelled:
             warn(f"{source.unlabelled} images in {source.images} have no label and are left out")
     settings = Settings(track, metrics_from(metrics), threshold, chosen.settings, names, strict)
@@ -200,7 +200,7 @@ def evaluate_compare(
     loaded = [load_run(path, name[index] if name else None) for index, path in enumerate(runs)]
     frames = {tuple(sorted(row["frame"] for row in run.document["per_frame"])) for run in loaded}
     if len(frames) > 1:
-        warn("the runs are over different frames: their numbers do not compare")
+        warn("the runs cover different frames: their numbers are not comparable")
     print(f"report: {write_report(report, loaded)}")
 
 

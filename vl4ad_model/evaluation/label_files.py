@@ -62,7 +62,7 @@ def interpret(values: np.ndarray, kind: str, class_count: int, what: str) -> Lab
     if present <= {0, 2, 255}:
         return LabelMap(np.where(values == 2, np.uint8(ANOMALY), values), None)
     odd = sorted(present - {0, 1, 255}) if present & {1} else sorted(present - {0, 2, 255})
-    hint = "; if they are classes and hazards, say --label-values classes" if len(present) > 3 else ""
+    hint = "; if they are classes and hazards, pass --label-values classes" if len(present) > 3 else ""
     raise EvaluationError(f"{what}: label values {odd[:8]} are none of 0, 1, 255 (or 0, 2, 255 as in RoadAnomaly){hint}")
 
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 Track = Annotated[str, typer.Option(help="anomaly or obstacle: the size limits of components.")]
 Metrics = Annotated[str, typer.Option(help=f"Some of {','.join(METRICS)}.")]
-Threshold = Annotated[float | None, typer.Option(help="For the components; without it that of the best F1, as the benchmark does.")]
+Threshold = Annotated[
+    float | None, typer.Option(help="Score threshold for the components; default: the one with the best F1, as in the benchmark.")
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first frame that fails instead of skipping it.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all numbers there.")]
@@ -41,9 +43,11 @@ Precision = Annotated[str, typer.Option(help="fp32 or fp16.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Never download.")]
 Images = Annotated[list[Path], typer.Option("--images", help="Folder of images, or a data set's root folder; repeat for more.")]
 Bags = Annotated[list[Path], typer.Argument(help="rosbag2 recordings: folders, .mcap or .db3 files.", show_default=False)]
-ImageTopic = Annotated[str | None, typer.Option(help="Image or CompressedImage; found by itself where only one can be meant.")]
+ImageTopic = Annotated[
+    str | None, typer.Option(help="Image or CompressedImage; detected automatically if there is only one candidate.")
+]
 LabelTopic = Annotated[str | None, typer.Option(help="Image mono8 with label values, or a compressed PNG of it.")]
-Tolerance = Annotated[float, typer.Option(min=0, help="Seconds an image's and its label's stamps may differ.")]
+Tolerance = Annotated[float, typer.Option(min=0, help="Seconds the stamps of an image and its label may differ.")]
 
 
 def image_sources(

@@ -64,7 +64,7 @@ def _ordinary(entry: Entry, frame: Frame | FrameFailure) -> tuple[np.ndarray, np
     if frame.labels is None:
         return frame.rgb, None
     if (frame.labels.anomaly == 1).any():
-        raise EvaluationError(f"{entry.name} shows a labelled anomaly: it is no ordinary driving and is left out")
+        raise EvaluationError(f"{entry.name} shows a labelled anomaly, so it is not ordinary driving: skipped")
     counts = frame.labels.anomaly != 255
     if np.count_nonzero(counts) < MIN_ORDINARY_PIXELS:
         raise EvaluationError(f"{entry.name}: almost everything is labelled ignore")

@@ -31,7 +31,7 @@ OrdinaryBags = Annotated[list[Path] | None, typer.Option("--bag", help="rosbag2 
 OrdinaryImages = Annotated[
     list[Path] | None, typer.Option("--images", help="Folder of images of ordinary driving; repeat for more.")
 ]
-Every = Annotated[float, typer.Option(min=0, help="Of bags, keep one frame in so many seconds; of folders, each n-th.")]
+Every = Annotated[float, typer.Option(min=0, help="Bags: keep one frame per this many seconds. Folders: keep every n-th image.")]
 
 
 def ordinary_sources(
@@ -44,12 +44,12 @@ def ordinary_sources(
 ) -> list[Source]:
     """Sources of ordinary driving. Labels are used where a folder holds them: frames with anomalies are then left out."""
     if not bags and not images:
-        raise EvaluationError("say --bag BAG or --images FOLDER: recordings of ordinary driving, without anomalies")
+        raise EvaluationError("pass --bag BAG or --images FOLDER: recordings of ordinary driving, without anomalies")
     kind = label_values_from(label_values)
     sources: list[Source] = []
     if images:
         if every != int(every):
-            raise EvaluationError(f"--every {every:g}: of folders each n-th image is kept, a whole number is needed")
+            raise EvaluationError(f"--every {every:g}: for folders, every n-th image is kept, so a whole number is needed")
         sources += image_sources(images, None, kind, class_count, max(1, int(every)))
     if bags:
         sources += bag_sources(bags, image_topic=image_topic, need_labels=False, every=every, class_count=class_count)
@@ -109,8 +109,8 @@ def prompts_check(
     chosen: ModelOptions = ModelOptions(),
     bag: OrdinaryBags = None,
     images: OrdinaryImages = None,
-    threshold: Annotated[float, typer.Option(help="Of the anomaly mask, for the false alarms.")] = 0.5,
-    limit: Annotated[float, typer.Option(help="A prompt that takes more of ordinary pixels than this cries wolf.")] = 0.001,
+    threshold: Annotated[float, typer.Option(help="Score above which a pixel is a false alarm.")] = 0.5,
+    limit: Annotated[float, typer.Option(help="Largest share of ordinary pixels a prompt may take.")] = 0.001,
     image_topic: ImageTopic = None,
     every: Every = 0.0,
     label_values: LabelValues = "auto",
@@ -123,7 +123,7 @@ def prompts_check(
     from vl4ad_model.evaluation.ordinary import check_prompts
 
     if not chosen.hazard:
-        raise EvaluationError("say --hazard WORDS, once for every prompt to check")
+        raise EvaluationError("pass --hazard WORDS, once for every prompt to check")
     # Wrong words are found before a model is loaded; together, so that two prompts for one thing are found too.
     names = class_names(chosen.settings)
     settings = replace(chosen.settings, hazards=())

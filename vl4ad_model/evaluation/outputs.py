@@ -31,12 +31,12 @@ def finish(finished: Finished, json_file: Path | None, report: Path | None, extr
     if report:
         print(f"report: {write_report(report, [load_run(report)])}")
     if not document["pixels"]["anomaly"] and not document["pixels"]["ordinary"]:
-        warn(f"nothing counts in any of {document['frames']['evaluated']} frames: every pixel is labelled ignore")
+        warn(f"no pixel counts in any of {document['frames']['evaluated']} frames: all are labelled ignore")
     elif not document["pixels"]["anomaly"]:
         warn("no pixel is labelled an anomaly: AuPRC, AuROC and AP are undefined")
     if not document["complete"]:
         frames = document["frames"]
-        warn(f"{frames['failed']} of {frames['failed'] + frames['evaluated']} frames were skipped: the result is not whole")
+        warn(f"{frames['failed']} of {frames['failed'] + frames['evaluated']} frames were skipped: the result is incomplete")
     return 0 if document["complete"] and sum(document["pixels"].values()) else NOT_WHOLE
 
 

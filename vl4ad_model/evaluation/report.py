@@ -174,7 +174,7 @@ def _warning(run: ReportedRun, several: bool) -> str:
     frames, pixels = run.document["frames"], run.document["pixels"]
     if not run.document["complete"]:
         texts.append(
-            f"{frames['failed']} of {frames['failed'] + frames['evaluated']} frames were skipped: this result is not whole."
+            f"{frames['failed']} of {frames['failed'] + frames['evaluated']} frames were skipped: this result is incomplete."
         )
     if not pixels["anomaly"]:
         texts.append("No pixel is labelled an anomaly: several numbers are undefined.")

@@ -131,7 +131,7 @@ def open_work_folder(beside: Path | None, mark: str) -> tuple[WorkFolder, str]:
             word = "resuming"
         else:
             if not seal.exists() and any(path.iterdir()):
-                raise EvaluationError(f"{path} is in the way and no work folder of an evaluation: move it")
+                raise EvaluationError(f"{path} is in the way and is not an evaluation's work folder: move it")
             shutil.rmtree(path)
             word = "starting over: the interrupted run had another configuration"
     try:

@@ -11,8 +11,8 @@ from vl4ad_model.errors import SceneError
 
 app = typer.Typer(no_args_is_help=True)
 
-Height = Annotated[int, typer.Option(min=64, help="Of the images, pixels.")]
-Width = Annotated[int, typer.Option(min=64, help="Of the images, pixels.")]
+Height = Annotated[int, typer.Option(min=64, help="Image height in pixels.")]
+Width = Annotated[int, typer.Option(min=64, help="Image width in pixels.")]
 
 
 def _progress():
@@ -25,7 +25,7 @@ def _progress():
 def render(
     out: Annotated[Path, typer.Option(help="Folder for images/, labels/ and frames/.")],
     count: Annotated[int, typer.Option(min=1, help="Number of frames.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the first frame; each next frame's is one more.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first frame; each further frame adds one.")] = 0,
     split: Annotated[str, typer.Option(help="train, seen, held_out or quiet.")] = "train",
     height: Height = 384,
     width: Width = 640,
@@ -63,14 +63,14 @@ def render(
 
 @app.command()
 def bag(
-    out: Annotated[Path, typer.Option(help="The bag, a folder that is not there yet.")],
+    out: Annotated[Path, typer.Option(help="Folder for the bag; must not exist yet.")],
     seed: Annotated[int, typer.Option(min=0, help="Which street, traffic and light.")] = 900006,
     seconds: Annotated[float, typer.Option(min=0.1, max=300, help="Length of the drive, seconds.")] = 12.0,
     rate: Annotated[float, typer.Option(min=0.1, max=100, help="Frames per second.")] = 10.0,
     hazards: Annotated[
         str, typer.Option(help="Hazard types along the way, joined by commas; '' for none.")
     ] = "tyre,sofa,cardboard box,ladder",
-    speed: Annotated[float, typer.Option(min=0.1, max=40, help="Of the camera, m/s.")] = 5.0,
+    speed: Annotated[float, typer.Option(min=0.1, max=40, help="Camera speed in m/s.")] = 5.0,
     weather: Annotated[str, typer.Option(help="clear, cloudy, overcast, rain, fog, snow, dusk or night.")] = "cloudy",
     height: Height = 384,
     width: Width = 640,

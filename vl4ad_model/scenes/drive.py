@@ -46,7 +46,7 @@ class DrivePlan:
         if self.weather not in (None, *WEATHER):
             raise SceneError(f"weather '{self.weather}' is unknown: use {', '.join(WEATHER)}")
         if not (0 < self.seconds <= 300 and 0 < self.rate <= 100 and 0 < self.speed <= 40 and self.spacing > 0):
-            raise SceneError("a drive lasts up to 300 s at up to 100 Hz and 40 m/s, with some distance between hazards")
+            raise SceneError("a drive can be at most 300 s long, at up to 100 Hz and 40 m/s, with hazard spacing above 0")
         if self.height < 64 or self.width < 64:
             raise SceneError("the picture must be at least 64x64")
         if self.hazards and (self.seconds * self.speed + 40) / self.spacing > MAX_HAZARDS:

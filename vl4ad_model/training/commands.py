@@ -10,7 +10,7 @@ import typer
 
 def train(
     config: Annotated[Path, typer.Option(help="YAML file that describes the run; see config/training/.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run; one with a checkpoint is gone on from.")] = Path("runs/train"),
+    out: Annotated[Path, typer.Option(help="Folder of the run; resumes if it holds a checkpoint.")] = Path("runs/train"),
 ) -> None:
     """Train the mask decoder of a model under its frozen CLIP.
 

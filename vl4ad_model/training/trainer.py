@@ -109,7 +109,7 @@ class Trainer:
 
     Args:
         config: what to do.
-        folder: where the run is kept; a checkpoint in it is gone on from.
+        folder: where the run is kept; it is resumed from a checkpoint there.
         report: called with every line of the log.
 
     Raises:
@@ -229,7 +229,7 @@ class Trainer:
             if self.step % config.checkpoint_every == 0 or self.step == config.steps:
                 self.save_checkpoint()
         if _fingerprint(self.network.clip) != self._frozen:
-            raise TrainingError("the frozen CLIP's weights moved during training: this is a bug, the run is void")
+            raise TrainingError("the frozen CLIP's weights moved during training: this is a bug; discard the run")
         return result
 
     def _train_step(self, maps: Pyramid, labels: Tensor, hazards: list[dict[int, str]], weights: LossWeights) -> dict[str, float]:
@@ -371,9 +371,7 @@ class Trainer:
             self.step, self.best, self._since_best = content["step"], content["best"], content["since_best"]
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise TrainingError(
-                f"{path} cannot be gone on from ({reason}): use another folder, or delete it to start anew"
-            ) from None
+            raise TrainingError(f"cannot resume from {path} ({reason}): use another folder, or delete it to start over") from None
         self._write_log({"step": self.step, "resumed": True})
 
     def _write_log(self, line: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ help:
 	@echo "make setup  only set up $(VENV)"
 
 $(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make demo PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 
 # torch alone, then torchvision without dependencies, then the rest: nothing may replace a CPU build of torch.

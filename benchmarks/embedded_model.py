@@ -85,15 +85,43 @@ class Model:
             ).numpy()
 
 
-def ranking(model: Model, frames: list[Seen], words) -> tuple[float, float]:
+def ranking_of(frames: list[Seen], score: Callable[[Seen], np.ndarray]) -> tuple[float, float]:
     """AP and FPR95 of hazards against everything known, pixels of all frames pooled (Fishyscapes' definition)."""
     ranked = []
     for seen in frames:
-        anomaly = model.maps(seen, words)[1]
         truth = np.where(seen.frame.labels == IGNORED, 255, (seen.frame.labels >= FIRST_HAZARD)).astype(np.uint8)
-        ranked.append(split_pixels(anomaly, truth))
+        ranked.append(split_pixels(score(seen), truth))
     exact = exact_metrics_of(ranked)
     return exact.average_precision, exact.fpr95
+
+
+def ranking(model: Model, frames: list[Seen], words) -> tuple[float, float]:
+    """AP and FPR95 of the anomaly score under these words."""
+    return ranking_of(frames, lambda seen: model.maps(seen, words)[1])
+
+
+def baselines(model: Model, held_out: list[Seen], seen: list[Seen], words) -> list[dict[str, Any]]:
+    """Other scores of the same network beside the method's: those that only know how sure it is among the known classes."""
+
+    def softmax(frame: Seen) -> np.ndarray:
+        p = np.maximum(model.class_map(frame, words), 1e-6)
+        return p / p.sum(axis=0)
+
+    def entropy(frame: Seen) -> np.ndarray:
+        p = softmax(frame)
+        return -(p * np.log(p)).sum(axis=0)
+
+    scores: dict[str, Callable[[Seen], np.ndarray]] = {
+        "constant (chance)": lambda frame: np.zeros(frame.frame.labels.shape, np.float32),
+        "1 - max softmax": lambda frame: 1 - softmax(frame).max(axis=0),
+        "entropy of the softmax": entropy,
+        "VL4AD": lambda frame: model.maps(frame, words)[1],
+    }
+    rows = []
+    for name, score in scores.items():
+        (ap, fpr), (ap_seen, fpr_seen) = ranking_of(held_out, score), ranking_of(seen, score)
+        rows.append({"score": name, "held-out AP": ap, "held-out FPR95": fpr, "seen AP": ap_seen, "seen FPR95": fpr_seen})
+    return rows
 
 
 def known_iou(model: Model, frames: list[Seen], words) -> LabelMetrics:
@@ -192,6 +220,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     first_only = Vocabulary(
         base.name, tuple(type(c)(c.name, c.alternative_concepts[:1], c.superclass, c.color) for c in base.classes)
     )
+    result["baselines"] = baselines(model, held_out, seen, plain)
     result["ablation"] = []
     for ensembling, merging, prompted in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 1), (1, 1, 1)):
         vocabulary = base if ensembling else first_only
@@ -253,13 +282,18 @@ def show(result: dict[str, Any]) -> None:
     for row in rows:
         table.add_row(*row)
     Console().print(table)
-    ablation = Table(*result["ablation"][0], title="what each part brings")
-    for row in result["ablation"]:
-        ablation.add_row(*(("on" if v else "off") if isinstance(v, bool) else f"{v:.3f}" for v in row.values()))
-    Console().print(ablation)
+    for title, part in (("other scores of the same network", "baselines"), ("what each part brings", "ablation")):
+        columns = Table(*result[part][0], title=title)
+        for row in result[part]:
+            columns.add_row(*map(_cell, row.values()))
+        Console().print(columns)
     print("IoU:", ", ".join(f"{name} {value:.2f}" for name, value in result["known_iou"].items()))
     print("IoU named:", ", ".join(f"{name} {value:.2f}" for name, value in result["seen_iou"].items()))
     print({k: round(v, 3) for k, v in result.items() if k.startswith("forced_choice_")})
+
+
+def _cell(value: bool | float | str) -> str:
+    return ("off", "on")[value] if isinstance(value, bool) else value if isinstance(value, str) else f"{value:.3f}"
 
 
 if __name__ == "__main__":

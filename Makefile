@@ -29,6 +29,7 @@ $(BIN)/python:
 
 # torch alone, then torchvision without dependencies, then the rest: nothing may replace a CPU build of torch.
 $(VENV)/.vl4ad-torch: constraints.txt | $(BIN)/python
+	@echo "installing PyTorch and what else is needed into $(VENV): about 2 GB, some minutes the first time"
 	$(PIP) -c constraints.txt torch==2.13.0
 	$(PIP) -c constraints.txt --no-deps torchvision==0.28.0
 	@touch $@

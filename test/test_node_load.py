@@ -197,6 +197,18 @@ def test_twenty_lives_leak_nothing():
     assert max(memory[-5:]) - max(memory[3:8]) < 15, memory
 
 
+@pytest.mark.parametrize("arguments", [["--params-file", "nowhere.yaml"], ["-p"]])
+def test_ros_arguments_that_cannot_be_read_are_one_more_line_and_status_2(arguments):
+    with DetectorProcess(domain=new_domain(), arguments=arguments) as detector:
+        assert detector.process.wait(timeout=60) == 2
+        assert "vl4ad_detector: " in detector.log and "Couldn't parse" in detector.log and "Traceback" not in detector.log
+
+
+def test_a_misspelt_parameter_is_said():
+    with DetectorProcess({**SMALL, "autostart": False, "hazard_promts": ["tyre"]}, domain=new_domain()) as detector:
+        detector.wait_until_said("did you mean 'hazard_prompts'", timeout=60)
+
+
 def test_an_empty_list_at_the_start_is_no_hazard_one_camera_and_the_default_size():
     """On a command line `[]` has no type: rclpy takes it for no value."""
     given = [word for name in ("hazard_prompts", "network_size", "cameras") for word in ("-p", f"{name}:=[]")]

@@ -437,6 +437,23 @@ def test_a_broken_off_run_goes_on_where_it_was(tmp_path, rendered):
         Trainer(first, tmp_path / "run")
 
 
+def test_resuming_with_other_settings_is_said_and_with_another_vocabulary_refused(tmp_path, rendered):
+    from vl4ad_model.training.trainer import Trainer
+
+    def trainer(**changes):
+        lines = []
+        config = TrainingConfig.from_dict(_settings(rendered, **{"steps": 4, "checkpoint_every": 4, **changes}), base=tmp_path)
+        return Trainer(config, tmp_path / "run", lines.append), lines
+
+    trainer()[0].run()
+    again, lines = trainer(learning_rate=0.5, validation_images=1)
+    assert lines[0]["changed"] == {"learning_rate": 0.5, "validation_images": 1} and "ask for more" in lines[1]["stopped"]
+    assert again.step == 4 and again.best == -np.inf, "a score on other images is no score to beat"
+    (tmp_path / "words.yaml").write_text("classes: [road, car]")
+    with pytest.raises(TrainingError, match=r"made with vocabulary None, not .*words\.yaml"):
+        trainer(vocabulary="words.yaml")
+
+
 def test_saved_weights_are_as_sharp_as_validation_likes_best(tmp_path, rendered):
     from safetensors.torch import load_file
 

@@ -62,6 +62,8 @@ def test_colours_of_hazards_differ_from_each_other_and_from_the_classes():
     ("prompts", "reason"),
     [
         ([""], "hazard prompt 1 is empty"),
+        (["tyre, sofa"], "one prompt per hazard"),
+        (["tyre\nsofa"], "one prompt per hazard"),
         (["sofa", "   "], "hazard prompt 2 is empty"),
         (["sofa||couch"], "hazard prompt 1 ('sofa||couch') has an empty alternative"),
         (["tyre|"], "hazard prompt 1 ('tyre|') has an empty alternative"),
@@ -98,7 +100,8 @@ def test_words_of_any_language_are_welcome():
         (b"classes: [{name: road, concepts: []}]", "class 'road': 'concepts' must be a list"),
         (b"classes: [{name: no}]", "bool, not a string"),
         (b"classes: [{name: road, color: [1, 2, 300]}]", "class 'road': color must be three numbers"),
-        (b"classes: [{name: road, concept: [street]}]", "class 1 has unknown entries: concept"),
+        (b"classes: [{name: road, concept: [street]}]", "class 1 'road' has no entry 'concept': did you mean 'concepts'?"),
+        (b"clases: [road]", "has no entry 'clases': did you mean 'classes'?"),
         (
             b"classes: [{name: a, concepts: [x]}, {name: b, concepts: [X]}]",
             "class 'b': 'X' already belongs to class 'a'",
@@ -117,7 +120,7 @@ def test_a_bad_file_is_refused_and_the_entry_named(tmp_path, content, reason):
     path.write_bytes(content)
     with pytest.raises(VocabularyError) as caught:
         Vocabulary.from_yaml(path)
-    assert reason in str(caught.value) and "\n" not in str(caught.value)
+    assert reason in str(caught.value) and "\n" not in str(caught.value) and "words.yaml" in str(caught.value)
 
 
 def test_three_hundred_classes_do_not_fit_into_eight_bits(tmp_path):

@@ -186,6 +186,7 @@ def _size(text: str | None) -> tuple[int, int] | None:
 def _pictures(paths: list[Path]) -> Iterator[tuple[Path, np.ndarray]]:
     """Every image once, in order. All are read before the first is returned, so that a bad one among many leaves no half-done
     folder; those that do not fit into memory are read again when their turn comes."""
+    from vl4ad_model.errors import ImageError
     from vl4ad_model.evaluation.folders import find_images
     from vl4ad_model.image_files import read_rgb
 
@@ -197,11 +198,19 @@ def _pictures(paths: list[Path]) -> Iterator[tuple[Path, np.ndarray]]:
             raise Vl4adError(f"{other} and {path} would be written under the same name: give each its own --out")
     kept: dict[Path, np.ndarray] = {}
     room = 512 << 20
+    bad: list[str] = []
     for path in by_stem.values():
-        rgb = read_rgb(path)
+        try:
+            rgb = read_rgb(path)
+        except ImageError as error:
+            bad.append(str(error))
+            continue
         if rgb.nbytes <= room:
             kept[path] = rgb
             room -= rgb.nbytes
+    if bad:
+        more = f" (and {len(bad) - 1} more: {'; '.join(bad[1:4])}{' ...' if len(bad) > 4 else ''})" if len(bad) > 1 else ""
+        raise ImageError(f"{bad[0]}{more}")
     return ((path, kept.pop(path) if path in kept else read_rgb(path)) for path in by_stem.values())
 
 

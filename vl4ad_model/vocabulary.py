@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
+import difflib
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -100,18 +101,22 @@ class Vocabulary:
         except UnicodeDecodeError as error:
             raise VocabularyError(f"vocabulary file {path} is not UTF-8 (byte {error.start})") from None
         content = _parse_yaml(text, f"vocabulary file {path}")
+        try:
+            return cls._from_content(content, path.stem)
+        except VocabularyError as error:
+            raise VocabularyError(f"vocabulary file {path}: {error}") from None
+
+    @classmethod
+    def _from_content(cls, content: Any, name: str) -> Vocabulary:
+        if isinstance(content, Mapping):
+            _check_entries(content, ("name", "classes", "hazards"), "the file")
         if not isinstance(content, Mapping) or not isinstance(content.get("classes"), list):
-            raise VocabularyError(f"vocabulary file {path} needs a list 'classes'")
-        unknown = sorted(str(key) for key in set(content) - {"name", "classes", "hazards"})
-        if unknown:
-            raise VocabularyError(f"vocabulary file {path} has unknown entries: {', '.join(unknown)}")
-        vocabulary = cls(
-            _text(content.get("name", path.stem), f"vocabulary file {path}: name"),
-            tuple(_class_from(entry, index) for index, entry in enumerate(content["classes"])),
-        )
+            raise VocabularyError("it needs a list 'classes'")
+        classes = tuple(_class_from(entry, index) for index, entry in enumerate(content["classes"]))
+        vocabulary = cls(_text(content.get("name", name), "name"), classes)
         hazards = content.get("hazards") or []
         if not isinstance(hazards, list):
-            raise VocabularyError(f"vocabulary file {path}: 'hazards' must be a list of strings")
+            raise VocabularyError("'hazards' must be a list of strings")
         return vocabulary.with_hazards(hazards) if hazards else vocabulary
 
     @classmethod
@@ -142,7 +147,7 @@ class Vocabulary:
             alternatives = prompt.split("|")
             if len(alternatives) > 1 and not all(part.strip() for part in alternatives):
                 raise VocabularyError(f"{title} ('{prompt:.40}') has an empty alternative")
-            if any(sign in prompt for sign in '[]{}"') or (prompt.strip() and not any(map(_says_something, prompt))):
+            if any(sign in prompt.strip() for sign in '[]{}",;\n') or (prompt.strip() and not any(map(_says_something, prompt))):
                 raise VocabularyError(
                     f"{title} ({prompt!r:.60}) is not a name: give one prompt per hazard, alternatives joined by '|'"
                 )
@@ -246,6 +251,14 @@ def _parse_yaml(text: str, title: str) -> Any:
         raise VocabularyError(f"{title} is not usable YAML: {error}") from None
 
 
+def _check_entries(content: Mapping[Any, Any], known: tuple[str, ...], title: str) -> None:
+    for key in content:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, 1)
+            meant = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}"
+            raise VocabularyError(f"{title} has no entry '{key}': {meant}")
+
+
 def _class_from(entry: Any, index: int) -> VocabularyClass:
     title = f"class {index + 1}"
     if isinstance(entry, str):
@@ -255,9 +268,9 @@ def _class_from(entry: Any, index: int) -> VocabularyClass:
         raise VocabularyError(
             f"{title} is {entry!r:.40}: give a name, or a mapping with 'name', 'concepts', 'superclass' and 'color'{hint}"
         )
-    unknown = sorted(str(key) for key in set(entry) - {"name", "concepts", "superclass", "color"})
-    if unknown:
-        raise VocabularyError(f"{title} has unknown entries: {', '.join(unknown)}")
+    if isinstance(entry.get("name"), str):
+        title += f" '{entry['name']:.40}'"
+    _check_entries(entry, ("name", "concepts", "superclass", "color"), title)
     name = _text(entry.get("name"), f"{title}: name")
     title = f"class '{name}'"
     concepts = entry.get("concepts", [name])

@@ -15,7 +15,7 @@ from vl4ad_model.image_files import write_bytes
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from vl4ad_ros.demo import Answer, Summary
+    from vl4ad_ros.demo import Answer, HazardResult, Summary
     from vl4ad_ros.demo_recording import Recording
 
 SHOWN = 5
@@ -36,12 +36,14 @@ def table(summary: Summary, page: Path) -> Table:
     result.add_row("hazard_prompts", ", ".join(summary.prompts))
     result.add_row("words changed in", f"{summary.words_changed_in_s:.2f} s, while the images went on")
     result.add_section()
+    if summary.named == summary.named:
+        result.add_row("named right", f"[bold]{summary.named:.0%}[/bold] of the named hazards' pixels; without names, none")
     frames = f"over {summary.compared}"
     result.add_row("AP before / after", f"{summary.ap_before:.1%} / [bold]{summary.ap_after:.1%}[/bold] {frames}")
     result.add_row("FPR95 before / after", f"{summary.fpr95_before:.1%} / {summary.fpr95_after:.1%}")
     for hazard in summary.hazards:
         named = "" if hazard.named != hazard.named else f", {hazard.named:.0%} of its pixels named right"
-        result.add_row(f"  {hazard.name}", f"AP {hazard.ap_before:.1%} / {hazard.ap_after:.1%}{named}")
+        result.add_row(f"  {_title(hazard)}", f"AP {hazard.ap_before:.1%} / {hazard.ap_after:.1%}{named}")
     result.add_section()
     result.add_row("page", str(page))
     result.add_row("picture", str(page.with_name("demo.png")))
@@ -190,15 +192,16 @@ def _html(
 ) -> str:
     prompts = json_list(summary.prompts)
     cards = [
-        (f"{summary.ap_before:.1%} → {summary.ap_after:.1%}", "average precision of hazards"),
+        *([] if summary.named != summary.named else [(f"{summary.named:.0%}", "of the named hazards' pixels named right")]),
         (f"{summary.rate_out:.1f} Hz", f"out, {summary.rate_in:.1f} Hz in"),
         (f"{summary.latency_p50:.0f} / {summary.latency_p99:.0f} ms", "latency p50 / p99"),
         (f"{summary.frames_dropped} of {summary.frames_sent}", "frames dropped"),
         (f"{summary.words_changed_in_s:.2f} s", "to take up the new words"),
+        (f"{summary.ap_before:.1%} → {summary.ap_after:.1%}", "AP of hazards without → with names"),
     ]
     shown = "".join(f'<div class="card"><b>{html.escape(value)}</b><span>{html.escape(text)}</span></div>' for value, text in cards)
     hazards = "".join(
-        f"<tr><td>{html.escape(each.name)}</td><td>{each.ap_before:.1%}</td><td>{each.ap_after:.1%}</td>"
+        f"<tr><td>{html.escape(_title(each))}</td><td>{each.ap_before:.1%}</td><td>{each.ap_after:.1%}</td>"
         f"<td>{'not named' if each.named != each.named else format(each.named, '.0%')}</td></tr>"
         for each in summary.hazards
     )
@@ -215,7 +218,8 @@ second round began, one call changed the words:
 <code>ros2 param set /vl4ad_detector hazard_prompts "{html.escape(prompts)}"</code>. Nothing was retrained or restarted.</p>
 <div class="cards">{shown}</div>
 <p>Model {html.escape(summary.model)}, engine {html.escape(summary.engine)}. AP and FPR95 ({summary.fpr95_before:.1%} before,
-{summary.fpr95_after:.1%} after) are over all pixels of {summary.compared}.
+{summary.fpr95_after:.1%} after) are over all pixels of {summary.compared}. Naming changes the labels; the score of what was found
+already hardly rises.
 Latency is from the header's stamp to the arrival of the anomaly score in another process.</p>
 <h2>Score over the drive</h2>{_timeline(recording, before, after)}
 <h2>Each kind of hazard</h2><table><tr><th>hazard</th><th>AP before</th><th>AP after</th><th>pixels named right</th></tr>{hazards}
@@ -234,6 +238,10 @@ def _recorded(summary: Summary) -> str:
     return f"""<h2>Recording</h2><p>Every image that was sent and every message that came back, as they were, in an mcap bag
 ({summary.recording_bytes / 1e6:.0f} MB) that rosbag2 and Foxglove read: <code>{play}</code></p>
 <table><tr><th>topic</th><th>messages</th></tr>{rows}</table>"""
+
+
+def _title(hazard: HazardResult) -> str:
+    return hazard.name + (" (a type never trained on)" if hazard.never_trained else "")
 
 
 def json_list(prompts: list[str]) -> str:

@@ -244,8 +244,15 @@ class DetectorClient:
         return result.successful, result.reason
 
     def get_parameter(self, name: str) -> Any:
-        value = self.call(GetParameters, "get_parameters", GetParameters.Request(names=[name])).values[0]
-        return Parameter.from_parameter_msg(ParameterMessage(name=name, value=value)).value
+        """Its value.
+
+        Raises:
+            Vl4adError: the node has no such parameter.
+        """
+        values = self.call(GetParameters, "get_parameters", GetParameters.Request(names=[name])).values
+        if not values:
+            raise Vl4adError(f"the detector has no parameter '{name}'")
+        return Parameter.from_parameter_msg(ParameterMessage(name=name, value=values[0])).value
 
     def reload_vocabulary(self) -> tuple[bool, str]:
         answer = self.call(Trigger, "reload_vocabulary", Trigger.Request())

@@ -66,6 +66,8 @@ class DetectorNode(LifecycleNode):
         super().__init__(NODE_NAME, **arguments)
         parameters.declare(self)
         self.settings = parameters.settings_from(parameters.values_of(self))
+        for complaint in parameters.unknown_at_start(self):
+            self.get_logger().warning(complaint)
         self.cameras = self.settings.cameras or ("",)
         self.load_problem = ""
         self.add_pre_set_parameters_callback(parameters.normalized)
@@ -495,7 +497,11 @@ def run(arguments: list[str] | None = None) -> int:
         signal.signal(signal.SIGINT, lambda *_: None)
     node, status = None, 0
     try:
-        rclpy.init(args=arguments)
+        try:
+            rclpy.init(args=arguments)
+        except Exception as error:  # a parameter file or an argument that cannot be read; rclpy's exceptions differ by version
+            print(f"vl4ad_detector: {' '.join(str(error).split())}", file=sys.stderr)
+            return USER_ERROR
         try:
             node = DetectorNode()
         except (Vl4adError, rclpy.exceptions.ParameterException) as error:

@@ -71,7 +71,8 @@ class CameraInput:
         publishers = self._publishers()
         if not publishers:
             name = f"{self.camera}/image" if self.camera else "image"
-            return "" if self._seconds < 5 else f"no publisher on {self.topic}: remap with -r {name}:=/your/topic"
+            hint = f"remap with -r {name}:=/your/topic (make run IMAGE=/your/topic), and is ROS_DOMAIN_ID the same?"
+            return "" if self._seconds < 5 else f"no publisher on {self.topic}: {hint}"
         others = {each.topic_type for each in publishers} - {_name_of(self._message_type)}
         if others:
             found = sorted(others)[0]

@@ -6,6 +6,7 @@ Imports no ROS until `declare`, so that the command line and the tests can read 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import math
 import re
@@ -36,7 +37,6 @@ class ParameterSpec:
         read_only: set once, when the node starts.
         choices: allowed strings; empty = any.
         minimum, maximum: range of a number.
-        dynamic: may arrive as another type and is brought into shape by `normalized`.
     """
 
     name: str
@@ -46,7 +46,11 @@ class ParameterSpec:
     choices: tuple[str, ...] = ()
     minimum: float = -math.inf
     maximum: float = math.inf
-    dynamic: bool = False
+
+    @property
+    def dynamic(self) -> bool:
+        """Takes a value of any type: `normalized` brings it into shape, and what is wrong is said in our words, not rclpy's."""
+        return not self.read_only
 
 
 AUTOMATIC_CLASSIFIER = "auto"
@@ -58,7 +62,6 @@ SPECS: tuple[ParameterSpec, ...] = (
         [],
         "Hazards in words, beside those of the vocabulary file: a list, each entry with its alternatives separated by '|'. "
         "A bare string is one hazard; [] or [''] is none.",
-        dynamic=True,
     ),
     ParameterSpec("vocabulary_file", "", "YAML file with the known classes; empty = the 19 Cityscapes classes."),
     ParameterSpec("merge_classes", True, "Score the known classes of one superclass as one; labels stay apart."),
@@ -68,18 +71,14 @@ SPECS: tuple[ParameterSpec, ...] = (
         "Which branch classifies masks; auto = what the model was made for.",
         choices=CLASSIFIERS,
     ),
-    ParameterSpec(
-        "anomaly_threshold", 0.5, "anomaly_mask is 255 where the score is above this.", minimum=-1e3, maximum=1e3, dynamic=True
-    ),
+    ParameterSpec("anomaly_threshold", 0.5, "anomaly_mask is 255 where the score is above this.", minimum=-1e3, maximum=1e3),
     ParameterSpec(
         "publish_resolution",
         "input",
         "Size of the output images: the camera image's, or the one the network saw (cheaper).",
         choices=("input", "network"),
     ),
-    ParameterSpec(
-        "max_rate", 0.0, "Maximum images per second and camera; 0 = as many as possible.", minimum=0.0, maximum=1000.0, dynamic=True
-    ),
+    ParameterSpec("max_rate", 0.0, "Maximum images per second and camera; 0 = as many as possible.", minimum=0.0, maximum=1000.0),
     ParameterSpec("model", "tiny", "Model name (see 'vl4ad models list') or a folder with config.json.", read_only=True),
     ParameterSpec("engine", "auto", "What runs the network; auto = the fastest that works here.", read_only=True, choices=ENGINES),
     ParameterSpec("device", "auto", "auto, cpu, cuda or cuda:N.", read_only=True),
@@ -285,6 +284,16 @@ def declare(node: Node) -> None:
     )
 
 
+def unknown_at_start(node: Node) -> list[str]:
+    """A line for every parameter given at the start that the node does not have: rclpy ignores them."""
+    given = getattr(node, "_parameter_overrides", {})  # rclpy has no public way to ask
+    names = [name for name in given if not node.has_parameter(name) and not name.startswith("qos_overrides.")]
+    close = {name: difflib.get_close_matches(name, BY_NAME, 1) for name in names}
+    return [
+        f"no parameter '{name}', it is ignored" + (f": did you mean '{close[name][0]}'?" if close[name] else "") for name in names
+    ]
+
+
 def normalized(parameters: Iterable[Parameter]) -> list[Parameter]:
     """What people write, in the parameter's own type: a bare string as a list, an integer as a float. Others unchanged."""
     from rclpy.parameter import Parameter
@@ -301,7 +310,7 @@ def normalized(parameters: Iterable[Parameter]) -> list[Parameter]:
                 if spec.name == "hazard_prompts":
                     parameter = Parameter(spec.name, Parameter.Type.STRING_ARRAY, list(value))
                 else:
-                    parameter = Parameter(spec.name, Parameter.Type.DOUBLE, value)
+                    parameter = Parameter(spec.name, value=value)
         result.append(parameter)
     return result
 

@@ -87,7 +87,10 @@ def calibrate(
     with ConsoleProgress() as progress, mapper(chosen.workers) as map_tasks:
         result = calibrate_threshold(sources, settings, map_tasks, progress, rate=rate, kind=per, alarm_pixels=alarm_pixels)
     write_parameters(out, parameters_yaml(result, settings, per, alarm_pixels, node))
-    print(f"anomaly_threshold {result.threshold:.6g}: at most {rate:g} per {per}, from {result.frames} frames; wrote {out}")
+    what = "the pixels" if per == "pixel" else "the frames"
+    print(
+        f"anomaly_threshold {result.threshold:.6g}: at most {rate:.3g} of {what} above it, from {result.frames} frames; wrote {out}"
+    )
     if per == "frame":
         print(f"with 95 % confidence the true rate is below {result.upper_bound:.4g}")
     if json_file:

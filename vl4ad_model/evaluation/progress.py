@@ -28,7 +28,6 @@ class ConsoleProgress:
         self.done = self.total = self.failures = 0
 
     def __enter__(self) -> ConsoleProgress:
-        self._bar.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -36,6 +35,7 @@ class ConsoleProgress:
 
     def start(self, what: str, total: int, done: int) -> None:
         """Begin a stage of `total` frames of which `done` are there already."""
+        self._bar.start()
         self.total, self.done = total, done
         self._task = self._bar.add_task(what, total=total, completed=done, rate="")
 

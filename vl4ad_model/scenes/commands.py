@@ -38,11 +38,13 @@ def render(
 
     from vl4ad_model.scenes.cutouts import names_of
     from vl4ad_model.scenes.dataset import SPLITS, Recipe, missing, render_one, start_worker
+    from vl4ad_model.scenes.renderer import require_renderer
 
     if split not in SPLITS:
         raise SceneError(f"split '{split}' is unknown: use {', '.join(SPLITS)}")
     if cutouts is not None:
         names_of(cutouts)
+    require_renderer()
     recipe = Recipe(height, width, split, str(cutouts) if cutouts else None)
     seeds = missing(recipe, range(seed, seed + count), out)
     tasks = [(recipe, number, str(out)) for number in seeds]

@@ -48,6 +48,18 @@ def perspective(horizontal_fov: float, aspect: float, near: float = 0.15, far: f
     return matrix
 
 
+def require_renderer() -> None:
+    """Find out before anything is written whether rendering is installed.
+
+    Raises:
+        MissingDependencyError: moderngl is not.
+    """
+    try:
+        import moderngl  # noqa: F401
+    except ModuleNotFoundError:
+        raise MissingDependencyError("moderngl", "scenes", "rendering scenes") from None
+
+
 class Renderer:
     """One OpenGL context and its programs; renders many worlds of one size.
 
@@ -57,10 +69,9 @@ class Renderer:
     """
 
     def __init__(self, height: int, width: int) -> None:
-        try:
-            import moderngl
-        except ModuleNotFoundError:
-            raise MissingDependencyError("moderngl", "scenes", "rendering scenes") from None
+        require_renderer()
+        import moderngl
+
         try:
             self.gl = moderngl.create_standalone_context(backend="egl")  # type: ignore[arg-type]
         except Exception as error:

@@ -40,10 +40,21 @@ def train(
             if "validation" in line:
                 numbers = ", ".join(f"{name} {value}" for name, value in line["validation"].items())
                 progress.console.print(f"step {line['step']}: {numbers}{' (best so far)' if line.get('best') else ''}")
-            for note in ("resumed", "stopped"):
-                if note in line:
-                    progress.console.print(f"step {line['step']}: {note} {'' if line[note] is True else line[note]}")
+            if "resumed" in line:
+                changed = ", ".join(f"{name} {value}" for name, value in line.get("changed", {}).items())
+                progress.console.print(f"step {line['step']}: resumed{f', now with {changed}' if changed else ''}")
+            if "stopped" in line:
+                progress.console.print(f"step {line['step']}: stopped, {line['stopped']}")
 
         trainer = Trainer(settings, out, report)
-        trainer.run()
-    console.print(f"[bold]{out / 'model'}[/bold] holds the weights; try: vl4ad segment IMAGE --model {out / 'model'}")
+        try:
+            trainer.run()
+        except KeyboardInterrupt:
+            kept = (out / "checkpoint.pt").is_file()
+            progress.console.print(
+                f"interrupted at step {trainer.step}: " + ("the same command resumes" if kept else "before the first checkpoint")
+            )
+            raise
+    console.print(
+        f"[bold]{out / 'model'}[/bold] holds the weights; try: vl4ad segment IMAGE --model {out / 'model'}", soft_wrap=True
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -44,7 +45,8 @@ def frozen_pyramid(
         def forward(self, images: Tensor) -> Pyramid:
             return self.network.clip(self.network.normalize(images)).pyramid
 
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # the size is fixed here
         model = openvino.convert_model(Backbone().eval(), example_input=torch.zeros(batch, 3, *size), input=[batch, 3, *size])
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
     request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()

@@ -369,10 +369,19 @@ class Trainer:
             self._optimizer.load_state_dict(content["optimizer"])
             self._scaler.load_state_dict(content["scaler"])
             self.step, self.best, self._since_best = content["step"], content["best"], content["since_best"]
+            then, now = json.loads(content["config"]), json.loads(self.config.to_json())
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise TrainingError(f"cannot resume from {path} ({reason}): use another folder, or delete it to start over") from None
-        self._write_log({"step": self.step, "resumed": True})
+        differing = sorted(name for name in now if name in then and then[name] != now[name])
+        for name in ("model", "vocabulary", "anchored_queries"):
+            if Path(str(then.get(name))).name != Path(str(now[name])).name:
+                raise TrainingError(f"{path} was made with {name} {then.get(name)}, not {now[name]}: use another folder")
+        if {"validation", "validation_images"} & set(differing):
+            self.best, self._since_best = -math.inf, 0  # scores on other images do not compare
+        self._write_log({"step": self.step, "resumed": True} | ({"changed": {n: now[n] for n in differing}} if differing else {}))
+        if self.step >= self.config.steps:
+            self._write_log({"step": self.step, "stopped": f"the run has its {self.config.steps} steps: ask for more to go on"})
 
     def _write_log(self, line: dict[str, Any]) -> None:
         if self.rank == 0:

@@ -21,6 +21,7 @@ MODEL = [
 ]
 EVALUATION = [
     "rosbags>=0.10.6",  # rosbag2 in mcap and sqlite3 without a ROS installation
+    "numpy>=2",  # np.trapezoid
     "h5py>=3.10",  # the SegmentMeIfYouCan benchmark's score files
     "plotly>=5.20",  # interactive report, self-contained
     "matplotlib>=3.8",  # figures

@@ -27,7 +27,7 @@ ARGUMENTS = {
     "device": ("", "auto, cpu, cuda or cuda:N."),
     "params_file": ("", "YAML file of parameters; empty = config/detector.yaml of this package."),
     "namespace": ("", "Namespace of the node."),
-    "use_sim_time": ("false", "true while a bag is played with --clock."),
+    "use_sim_time": ("", "true while a bag is played with --clock; empty = what the parameter file says, else false."),
     "large_images": ("true", "Set the Fast DDS profile for images above 640x480 (for the processes started here only)."),
     "rviz": ("false", "Also start RViz with a layout for the outputs."),
     "foxglove": ("false", "Also start foxglove_bridge; the layout is config/foxglove_layout.json."),
@@ -46,7 +46,8 @@ def _actions(context: LaunchContext) -> list:
     values = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     share = Path(get_package_share_directory("vl4ad_ros"))
     given = {name: values[name] for name in PARAMETERS if values[name]}
-    given["use_sim_time"] = _is_true(values["use_sim_time"])
+    if values["use_sim_time"]:
+        given["use_sim_time"] = _is_true(values["use_sim_time"])
     if values["cameras"]:
         given["cameras"] = _cameras(values["cameras"])
         if values["image"] != "image":

@@ -131,12 +131,13 @@ def test_calibrate_writes_a_parameters_file_that_holds_what_it_promises(tmp_path
         "--out", out, "--json", numbers,
     )  # fmt: skip
     assert done.code == 0 and "anomaly_threshold" in done.out, done.err
-    parameters = yaml.safe_load(out.read_text())["/vl4ad_detector"]["ros__parameters"]
+    parameters = yaml.safe_load(out.read_text())["/**"]["ros__parameters"]
     assert parameters["hazard_prompts"] == ["sofa|couch"] and parameters["model"] == "tiny"
     assert parameters["anomaly_threshold"] == json.loads(numbers.read_text())["threshold"]
+    assert (parameters["vocabulary_file"], parameters["classifier"]) == ("", "auto"), "no word of another file stays"
     assert "exchangeable" in out.read_text()
     rclpy = pytest.importorskip("rclpy.parameter", reason="rclpy is not installed")
-    loaded = rclpy.parameter_dict_from_yaml_file(str(out), target_nodes=["/vl4ad_detector"])
+    loaded = rclpy.parameter_dict_from_yaml_file(str(out), use_wildcard=True, target_nodes=["/vl4ad_detector"])
     assert loaded["anomaly_threshold"].value.double_value == parameters["anomaly_threshold"]
     assert list(loaded["hazard_prompts"].value.string_array_value) == ["sofa|couch"]
 

@@ -337,3 +337,27 @@ def test_the_benchmark_prints_every_metric(tmp_path, capfd):
     rows = json.loads((tmp_path / "b.json").read_text())
     # The public code takes 2.3 s, 2.0 s and 21 s for 20 frames; a twentieth of a second per frame leaves room for a busy machine.
     assert all(row["cpu_seconds"] < 0.2 for row in rows[:3]), rows
+
+
+def test_edited_words_start_over_and_other_workers_or_strictness_do_not(tmp_path):
+    from vl4ad_model.evaluation.runner import ModelSettings, Settings, _deciding
+
+    file = tmp_path / "words.yaml"
+    file.write_text("classes: [road, car]")
+
+    def decides(**changes):
+        model = ModelSettings(vocabulary=str(file), threads=changes.pop("threads", None))
+        return _deciding(Settings(model=model, **changes))
+
+    before = decides()
+    assert before == decides(threads=1, strict=True)
+    file.write_text("classes: [road, car, bus]")
+    assert before != decides()
+
+
+def test_a_worker_that_is_killed_is_said_and_does_not_hang():
+    from vl4ad_model.errors import EvaluationError
+    from vl4ad_model.evaluation.runner import mapper
+
+    with pytest.raises(EvaluationError, match="use fewer --workers"), mapper(2) as map_tasks:
+        list(map_tasks(os._exit, [1, 1, 1]))

@@ -361,3 +361,42 @@ def test_a_bad_label_message_fails_its_frame_and_no_other(tmp_path, label, messa
     frames = frames_of(open_bag(write_bag(tmp_path / "drive", messages), label_values="anomaly"))
     assert [isinstance(frame, FrameFailure) for frame in frames] == [False, True, False, False, False]
     assert message.replace("\\", "") in frames[1].reason and frames[1].name == "drive/1700000000.100000000"
+
+
+def test_frames_of_a_simulated_clock_are_in_the_order_of_time(tmp_path):
+    stamps = [int(second * 10**9) for second in (8, 9, 9.5, 10, 100)]
+    messages = [(topic, stamp, payload) for stamp in stamps for topic, payload in (("/image", picture()), ("/labels", LABELS))]
+    entries = open_bag(write_bag(tmp_path / "sim", messages)).entries()
+    assert [entry.name for entry in entries] == [
+        f"sim/{name}" for name in ("8.000000000", "9.000000000", "9.500000000", "10.000000000", "100.000000000")
+    ]
+
+
+def test_a_label_without_its_image_does_not_take_that_of_the_next_label(tmp_path):
+    """The image of the first label was lost: the second label is 10 ms from the only image, the first 90 ms."""
+    moment = 10**6
+    labels = [("/labels", START, LABELS), ("/labels", START + 100 * moment, LABELS)]
+    bag = write_bag(tmp_path / "drive", [*labels, ("/image", START + 90 * moment, picture())])
+    found = {entry.failure == "": entry for entry in open_bag(bag, tolerance=0.1).entries()}
+    assert ("/labels", START + 100 * moment) in {part[:2] for part in found[True].key}
+    assert "no message on /image" in found[False].failure
+
+
+def test_a_message_that_cannot_be_decoded_fails_its_frame_and_no_other(tmp_path, monkeypatch):
+    bag = write_bag(tmp_path / "drive", scored_messages(small_frames(3)))
+    source = open_bag(bag, score_topic="/vl4ad/score")
+    entries = source.entries()
+    from rosbags.highlevel import AnyReader
+
+    decode = AnyReader.deserialize
+    broken = [0, 0, 1]  # both messages of the first frame can be read, of the second frame not even the first
+
+    def sometimes(self, raw, kind):
+        if broken.pop(0) if broken else False:
+            raise ValueError("what a parser meets")
+        return decode(self, raw, kind)
+
+    monkeypatch.setattr(AnyReader, "deserialize", sometimes)
+    frames = list(source.frames(entries))
+    assert [isinstance(frame, FrameFailure) for frame in frames] == [False, True, False]
+    assert "cannot be decoded" in frames[1].reason

@@ -116,3 +116,15 @@ def test_bad_compressed_images_say_why(picture):
     ]:
         with pytest.raises(ImageError, match=message):
             decode_compressed(data, image_format)
+
+
+def test_a_bayer_camera_compressed_as_it_is_comes_out_in_colour():
+    """ROS's compressed_image_transport leaves Bayer mosaics unconverted and says so in the format."""
+    red = np.zeros((32, 48), np.uint8)
+    red[0::2, 0::2] = 200
+    data = cv2.imencode(".png", red)[1].tobytes()
+    rgb = decode_compressed(data, "bayer_rggb8; png compressed ")
+    assert rgb.shape == (32, 48, 3) and rgb[4:-4, 4:-4, 0].min() >= 190 and rgb[4:-4, 4:-4, 1:].max() <= 10
+    three = cv2.imencode(".png", np.zeros((32, 48, 3), np.uint8))[1].tobytes()
+    with pytest.raises(ImageError, match="has 3 channels"):
+        decode_compressed(three, "bayer_rggb8; png compressed ")

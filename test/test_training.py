@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -452,6 +453,21 @@ def test_resuming_with_other_settings_is_said_and_with_another_vocabulary_refuse
     (tmp_path / "words.yaml").write_text("classes: [road, car]")
     with pytest.raises(TrainingError, match=r"made with vocabulary None, not .*words\.yaml"):
         trainer(vocabulary="words.yaml")
+
+
+def test_images_that_cannot_be_read_end_a_run_instead_of_keeping_it_busy(tmp_path, rendered):
+    from vl4ad_model.training.trainer import Trainer
+
+    folder = tmp_path / "broken"
+    shutil.copytree(rendered, folder)
+    for image in (folder / "images").iterdir():
+        image.write_bytes(b"no image")
+    values = {**_settings(rendered, validation=[]), "data": [{"kind": "rendered", "folder": str(folder)}]}
+    with pytest.raises(TrainingError, match="no training image can be read"):
+        Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / "run").run()
+    next((folder / "images").iterdir()).unlink()
+    with pytest.raises(TrainingError, match="is missing, though"):
+        find_frames(DataSource("rendered", folder))
 
 
 def test_saved_weights_are_as_sharp_as_validation_likes_best(tmp_path, rendered):

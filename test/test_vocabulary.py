@@ -34,6 +34,12 @@ def test_hazards_follow_the_known_classes_and_replace_each_other():
     assert vocabulary.with_hazards([]) == Vocabulary.cityscapes()
 
 
+def test_hazards_can_be_added_to_those_of_a_file():
+    file = Vocabulary.cityscapes().with_hazards(["sofa"])
+    assert [hazard.name for hazard in file.adding_hazards(["tyre|tire"]).hazards] == ["sofa", "tyre"]
+    assert file.adding_hazards([]) == file
+
+
 def test_it_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Vocabulary.cityscapes().name = "x"

@@ -135,8 +135,7 @@ def segment(
     if json_file:
         check_writable(json_file, folder=False)
     words = Vocabulary.from_yaml(vocabulary) if vocabulary else Vocabulary.cityscapes()
-    if hazard:
-        words = words.with_hazards([*(known.prompt for known in words.hazards), *hazard])
+    words = words.adding_hazards(hazard or [])
     pictures = _pictures(images)
     with ProgressLine() as line:
         segmenter = Segmenter.load(

@@ -162,6 +162,9 @@ def decode_compressed(data: Bytes, image_format: str = "") -> np.ndarray:
     except Exception:
         raise ImageError(f"compressed image ({raw.size} bytes, format '{image_format:.60}') is no image that can be read") from None
     # libjpeg fills what is missing with grey and says nothing; the end marker tells.
+    mosaic = image_format.split(";")[0].strip()
+    if mosaic.startswith("bayer_"):
+        return _decode_mosaic(raw, mosaic)
     if kind == "JPEG" and b"\xff\xd9" not in raw[-1024:].tobytes():
         raise ImageError(f"JPEG of {raw.size} bytes is cut off (no end marker)")
     flags = cv2.IMREAD_IGNORE_ORIENTATION | getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)
@@ -172,6 +175,19 @@ def decode_compressed(data: Bytes, image_format: str = "") -> np.ndarray:
     if image is None:
         raise ImageError(f"{kind} image of {raw.size} bytes is damaged")
     return image if hasattr(cv2, "IMREAD_COLOR_RGB") else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _decode_mosaic(raw: np.ndarray, color: str) -> np.ndarray:
+    """A Bayer image that was compressed as it is: ROS's compressed_image_transport leaves such encodings unconverted."""
+    import cv2
+
+    pixels = cv2.imdecode(raw, cv2.IMREAD_UNCHANGED)
+    layout = LAYOUTS.get(color)
+    if pixels is None or layout is None:
+        raise ImageError(f"compressed image of {raw.size} bytes in format '{color:.60}' is damaged or of no known kind")
+    if pixels.ndim != 2:
+        raise ImageError(f"compressed image says it is '{color:.60}' and has {pixels.shape[2]} channels")
+    return _to_rgb(_to_8_bit(pixels), layout.color)
 
 
 def _to_8_bit(pixels: np.ndarray) -> np.ndarray:

@@ -155,6 +155,10 @@ class Vocabulary:
             hazards.append(Hazard(concepts, _hazard_color(index, taken)))
         return dataclasses.replace(self, hazards=tuple(hazards))
 
+    def adding_hazards(self, prompts: Sequence[str]) -> Vocabulary:
+        """The same classes and hazards, and these hazards besides; as `with_hazards`."""
+        return self.with_hazards([*(hazard.prompt for hazard in self.hazards), *prompts]) if prompts else self
+
     # --- reading it -----------------------------------------------------------------------------------------------------
 
     @property

@@ -67,7 +67,7 @@ def read_recording(path: Path) -> Recording:
     Raises:
         EvaluationError: no such bag, damaged, or not of this kind.
     """
-    from vl4ad_model.evaluation.bags import decode_labels, open_bag
+    from vl4ad_model.evaluation.bags import decode_labels, open_bag, stamp_of
 
     source = open_bag(path, label_values="classes", class_count=FIRST_HAZARD)
     try:
@@ -79,7 +79,8 @@ def read_recording(path: Path) -> Recording:
     labels: dict[int, np.ndarray] = {}
     with AnyReader([path], default_typestore=get_typestore(Stores.LATEST)) as reader:
         wanted = [each for each in reader.connections if each.topic in (source.image_topic, source.label_topic)]
-        for connection, time, raw in reader.messages(connections=wanted):
+        for connection, _, raw in reader.messages(connections=wanted):
+            time = stamp_of(raw)  # of the header: image and label are recorded one after the other
             if connection.topic == source.image_topic:
                 images[time] = (bytes(raw), connection.msgtype)
             else:

@@ -274,14 +274,20 @@ class DetectorNode(LifecycleNode):
             self._worker.offer(camera, message)
 
     def _process(self, camera: str, message: Any) -> None:
-        """In the worker's thread: one image from its bytes to its published maps."""
+        """In the worker's thread: one image from its bytes to its published maps; whatever goes wrong is this image's."""
+        try:
+            self._answer(camera, message)
+        except Exception as error:
+            self._frame_failed(error, camera)
+
+    def _answer(self, camera: str, message: Any) -> None:
         segmenter, outputs, statistics = self._segmenter, self._outputs.get(camera), self._statistics[camera]
         if segmenter is None or outputs is None:
             return
         settings = self.settings
         wanted = outputs.wanted()
         if not wanted:
-            statistics.unwatched += 1
+            statistics.not_wanted()
             return
         started = time.perf_counter()
         try:
@@ -322,12 +328,12 @@ class DetectorNode(LifecycleNode):
         if self._throttle.allows(title + _cause(text)):
             self.get_logger().warning(f"{title}{text} (repeats are not logged for {diagnostics.REPEAT_SECONDS:.0f} s)")
 
-    def _frame_failed(self, error: Exception) -> None:
+    def _frame_failed(self, error: Exception, camera: str | None = None) -> None:
         if not self.context.ok():
             return
         self._last_error = f"{type(error).__name__}: {error}"
-        for statistics in self._statistics.values():
-            statistics.failed += 1
+        if camera is not None:
+            self._statistics[camera].frame_failed(" ".join(self._last_error.split()))
         if self._throttle.allows(_cause(self._last_error)):
             detail = str(error) if isinstance(error, Vl4adError) else "".join(traceback.format_exception(error))
             self.get_logger().error(f"an image could not be processed: {detail}")

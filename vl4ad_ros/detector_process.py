@@ -45,9 +45,11 @@ class DetectorProcessError(Vl4adError):
 
 
 def own_domain() -> int:
-    """A ROS domain for a detector started here, that shall not meet others: the environment's, or one of 1..101 by chance."""
-    chosen = os.environ.get("ROS_DOMAIN_ID")
-    return int(chosen) if chosen else random.SystemRandom().randint(1, 101)
+    """A ROS domain for a detector started here: one of 1..101 by chance, and never the environment's.
+
+    A recorded drive must not reach the robot that this shell talks to, nor a detector that runs there.
+    """
+    return random.SystemRandom().choice([domain for domain in range(1, 102) if domain != shared_domain()])
 
 
 def shared_domain() -> int:

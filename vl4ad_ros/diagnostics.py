@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -34,6 +35,8 @@ class CameraStatistics:
         self._arrivals: deque[float] = deque()
         self._published: deque[tuple[float, float | None, Mapping[str, float]]] = deque()
         self._rejections: Counter[str] = Counter()
+        self._troubles: deque[tuple[float, str]] = deque()
+        self._unwatched_at = -math.inf
         self.published = self.unwatched = self.failed = 0
         self.last_rejection = ""
         self.image = ""
@@ -58,9 +61,25 @@ class CameraStatistics:
             self._forget()
 
     def rejected(self, cause: str, reason: str) -> None:
+        """An image that cannot be used."""
         with self._lock:
             self._rejections[cause] += 1
             self.last_rejection = reason
+            self._troubles.append((time.monotonic(), reason))
+            self._forget()
+
+    def frame_failed(self, reason: str) -> None:
+        """An image that the network or something after it could not cope with."""
+        with self._lock:
+            self.failed += 1
+            self._troubles.append((time.monotonic(), reason))
+            self._forget()
+
+    def not_wanted(self) -> None:
+        """An image while nobody subscribes to any output."""
+        with self._lock:
+            self.unwatched += 1
+            self._unwatched_at = time.monotonic()
 
     def _forget(self) -> None:
         before = time.monotonic() - WINDOW_SECONDS
@@ -68,6 +87,8 @@ class CameraStatistics:
             self._arrivals.popleft()
         while self._published and self._published[0][0] < before:
             self._published.popleft()
+        while self._troubles and self._troubles[0][0] < before:
+            self._troubles.popleft()
 
     def snapshot(self) -> CameraSnapshot:
         with self._lock:
@@ -88,6 +109,10 @@ class CameraStatistics:
                 rejected=sum(self._rejections.values()),
                 last_rejection=self.last_rejection,
                 image=self.image,
+                troubled=len(self._troubles),
+                trouble=self._troubles[-1][1] if self._troubles else "",
+                answered=len(self._published),
+                watched=time.monotonic() - self._unwatched_at > QUIET_SECONDS,
             )
 
 
@@ -98,7 +123,13 @@ def _rate(times: list[float]) -> float:
 
 @dataclass(frozen=True)
 class CameraSnapshot:
-    """The numbers of one camera over the window; counts are since activation. Ages and stages are seconds, rates Hz."""
+    """The numbers of one camera over the window; counts are since activation. Ages and stages are seconds, rates Hz.
+
+    Attributes:
+        answered, troubled: images of the window that were published, and that were rejected or failed.
+        trouble: the last reason.
+        watched: no image was left alone lately because nobody subscribes.
+    """
 
     rate_in: float
     rate_out: float
@@ -112,6 +143,10 @@ class CameraSnapshot:
     rejected: int = 0
     last_rejection: str = ""
     image: str = ""
+    troubled: int = 0
+    trouble: str = ""
+    answered: int = 0
+    watched: bool = True
 
 
 class Throttle:
@@ -148,13 +183,16 @@ def camera_status(name: str, snapshot: CameraSnapshot, counts: Mapping[str, int]
         level, message = DiagnosticStatus.WARN, problem
     elif snapshot.quiet_for is None or snapshot.quiet_for > QUIET_SECONDS:
         level, message = DiagnosticStatus.WARN, "no images arrive"
-    elif snapshot.failed:
-        level, message = DiagnosticStatus.ERROR, f"{snapshot.failed} images could not be processed: {snapshot.last_rejection}"
+    elif snapshot.troubled:
+        level = DiagnosticStatus.WARN if snapshot.answered else DiagnosticStatus.ERROR
+        share = f"{snapshot.troubled} of {snapshot.troubled + snapshot.answered}"
+        message = f"{share} images of the last {WINDOW_SECONDS:.0f} s could not be used: {snapshot.trouble}"
     elif old > OLD_SECONDS or old < -OLD_SECONDS:
         kind = f"{old:.1f} s old" if old > 0 else f"{-old:.1f} s in the future"
         level, message = DiagnosticStatus.WARN, f"images are {kind} when published: check clocks, use_sim_time and the load"
     elif snapshot.rate_in and not snapshot.rate_out:
-        message = f"{snapshot.rate_in:.1f} Hz arrive, nobody subscribes to the outputs"
+        why = "no answer yet" if snapshot.watched else "nobody subscribes to the outputs"
+        message = f"{snapshot.rate_in:.1f} Hz arrive, {why}"
     values = {
         "input rate (Hz)": f"{snapshot.rate_in:.2f}",
         "output rate (Hz)": f"{snapshot.rate_out:.2f}",

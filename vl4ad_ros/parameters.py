@@ -150,9 +150,7 @@ class Settings:
             VocabularyError: the file or a prompt is not usable.
         """
         vocabulary = Vocabulary.from_yaml(self.vocabulary_file) if self.vocabulary_file else Vocabulary.cityscapes()
-        if not self.hazard_prompts:
-            return vocabulary
-        return vocabulary.with_hazards([*(hazard.prompt for hazard in vocabulary.hazards), *self.hazard_prompts])
+        return vocabulary.adding_hazards(self.hazard_prompts)
 
 
 def prompts_from(value: Any) -> tuple[str, ...]:

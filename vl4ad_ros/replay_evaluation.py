@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +224,10 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
         raise EvaluationError(f"a rate of {options.rate:g} plays nothing: it must be above 0")
     metrics = tuple(name.strip() for name in options.metrics.split(",") if name.strip())
     # Mistakes show here, before anything starts.
+    if options.attach and (options.hazard or options.model != "tiny" or options.engine != "auto"):
+        raise EvaluationError(
+            "--attach uses a detector as it runs: --hazard, --model and --engine are for one that is started here"
+        )
     runner.Settings(options.track, metrics, options.threshold)
     if options.json_file:
         check_writable(options.json_file, folder=False)
@@ -261,6 +265,7 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
         client.wait_until_connected()
         asked = {name: client.get_parameter(name) for name in ("model", "engine", "hazard_prompts", "merge_classes", "classifier")}
         vocabulary = _class_names(client.get_parameter("vocabulary_file"))
+        source = replace(source, class_count=len(vocabulary))
         print(f"playing {options.bag}", file=sys.stderr)
         folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="vl4ad-replay-")))
         replay = play(client, source, folder, rate=options.rate, timeout=options.timeout)

@@ -49,12 +49,14 @@ def profile_is_set(environment: MutableMapping[str, str]) -> bool:
 
 
 def large_image_environment(environment: MutableMapping[str, str] | None = None) -> dict[str, str]:
-    """The variables to add to the environment of a process that sends or receives large images.
+    """The variables to add to the environment of a process that sends or receives large images; none where the switch is 0.
 
     Args:
         environment: what it would have otherwise; what is set there stays.
     """
     environment = os.environ if environment is None else environment
+    if environment.get(SWITCH) == "0":
+        return {}
     wanted = dict(ALLOCATOR)
     profile = shared_file(PROFILE)
     if profile is not None and not profile_is_set(environment):

@@ -64,16 +64,17 @@ class BagSource:
             if len(stamps[topic]) > 1 and not any(stamps[topic]):
                 raise EvaluationError(f"{self.path}: every message on {topic} has stamp 0, so images and labels cannot be matched")
         pictures = stamps.get(self.image_topic or "", {})
-        version = f"{self.path.stat().st_mtime_ns}"
-        entries, last = [], None
+        version = " ".join(f"{name}:{size}:{modified}" for name, size, modified in _state(self.path))
+        entries: list[tuple[int, Entry]] = []  # with their stamps, which order them
+        last = None
         if not self.label_topic:
             matched: list[tuple[int, int | None]] = [(stamp, None) for stamp in sorted(seen)]
         else:
             nearest = _nearest(sorted(labels), sorted(seen), self.tolerance_ns)
-            matched = [(stamp, label) for label, stamp in nearest if stamp is not None]
+            matched = sorted((stamp, label) for label, stamp in nearest if stamp is not None)
             lonely = [label for label, stamp in nearest if stamp is None]
             entries += [
-                Entry(self._frame_name(label), (), version, f"no message on {seen_topic} has this label's stamp")
+                (label, Entry(self._frame_name(label), (), version, f"no message on {seen_topic} has this label's stamp"))
                 for label in lonely
             ]
         for stamp, label in matched:
@@ -86,24 +87,27 @@ class BagSource:
             if self.image_topic and stamp in pictures:
                 wanted[self.image_topic] = pictures[stamp]
             key = tuple(sorted((topic, *message) for topic, message in wanted.items()))
-            entries.append(Entry(self._frame_name(stamp), key, version))
-        return sorted(entries, key=lambda entry: entry.name)
+            entries.append((stamp, Entry(self._frame_name(stamp), key, version)))
+        return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
 
     def _frame_name(self, stamp: int) -> str:
         return f"{self.name}/{stamp // _NS}.{stamp % _NS:09}"
 
     def frames(self, entries: Sequence[Entry], *, pictures: bool = True) -> Iterator[Frame | FrameFailure]:
-        readable = [entry for entry in entries if not entry.failure]
         skip = self.image_topic if self.score_topic and not pictures else None
-        messages = _messages(self.path, [[part for part in entry.key if part[0] != skip] for entry in readable])
+        wanted = {entry: [part for part in entry.key if part[0] != skip] for entry in entries if not entry.failure}
+        left = list(wanted.values())
+        messages = raw_messages(self.path, left)
         for entry in entries:
             if entry.failure:
                 yield FrameFailure(entry.name, entry.failure)
                 continue
+            left = left[1:]
             try:
-                yield self._frame(entry.name, next(messages))
+                yield self._frame(entry.name, _decoded(self.path, next(messages)))
             except Vl4adError as error:
                 yield FrameFailure(entry.name, f"{entry.name}: {error}")
+                messages = raw_messages(self.path, left)  # a generator that has raised gives nothing more
 
     def _frame(self, name: str, messages: dict[str, Any]) -> Frame:
         image, scores, label = (messages.get(topic or "") for topic in (self.image_topic, self.score_topic, self.label_topic))
@@ -212,8 +216,9 @@ def _has_classes(source: BagSource) -> bool:
     """Look at the first labels only; a later one that contradicts is an error of its frame."""
     labelled = [entry for entry in source.entries() if not entry.failure][:10]
     keys = [[part for part in entry.key if part[0] == source.label_topic] for entry in labelled]
-    for messages in _messages(source.path, keys):
+    for raw in raw_messages(source.path, keys):
         try:
+            messages = _decoded(source.path, raw)
             if label_files.looks_like_classes(decode_labels(messages[source.label_topic or ""])):
                 return True
         except Vl4adError:
@@ -229,8 +234,7 @@ _readers: dict[tuple[Any, ...], Any] = {}
 def _reader(path: Path) -> Any:
     """The open reader of this process for a bag; a few are kept open, since opening can mean decompressing everything."""
     _check_bag(path)
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    key = (path, *((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+    key = (path, *_state(path))
     if key in _readers:
         return _readers[key]
     try:
@@ -247,6 +251,12 @@ def _reader(path: Path) -> Any:
         _readers.pop(next(iter(_readers))).close()
     _readers[key] = reader
     return reader
+
+
+def _state(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of a bag's files: changes when the bag does."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _check_bag(path: Path) -> None:
@@ -282,7 +292,7 @@ def _raw(path: Path, topics: Sequence[str], start: int | None = None, stop: int 
         raise EvaluationError(f"{path} is damaged: {first_line(error)}") from None
 
 
-def _stamp(raw: bytes) -> int:
+def stamp_of(raw: bytes) -> int:
     """Nanoseconds of the header, which is the first field of Image and CompressedImage, without decoding the rest."""
     if len(raw) < 12:
         raise EvaluationError("a message is too short for a header")
@@ -294,7 +304,7 @@ def _stamps(path: Path, topics: Sequence[str]) -> dict[str, dict[int, _Message]]
     """Per topic, its messages by stamp; of several with one stamp the first counts."""
     found: dict[str, dict[int, _Message]] = {topic: {} for topic in topics}
     for connection, recorded, raw in _raw(path, topics):
-        stamp = _stamp(raw)
+        stamp = stamp_of(raw)
         found[connection.topic].setdefault(stamp, _Message(stamp, recorded))
     for topic in topics:
         if not found[topic]:
@@ -303,21 +313,20 @@ def _stamps(path: Path, topics: Sequence[str]) -> dict[str, dict[int, _Message]]
 
 
 def _nearest(wanted: list[int], available: list[int], tolerance: int) -> list[tuple[int, int | None]]:
-    """For each wanted stamp the nearest available one within the tolerance; each is used once."""
+    """For each wanted stamp the nearest available one within the tolerance; each is used once, the closest pairs first."""
     import bisect
 
-    used: set[int] = set()
-    pairs: list[tuple[int, int | None]] = []
+    candidates = []
     for stamp in wanted:
-        place = bisect.bisect_left(available, stamp)
-        near = [
-            other for other in available[max(0, place - 1) : place + 1] if abs(other - stamp) <= tolerance and other not in used
-        ]
-        best = min(near, key=lambda other: abs(other - stamp), default=None)
-        if best is not None:
-            used.add(best)
-        pairs.append((stamp, best))
-    return pairs
+        near = available[bisect.bisect_left(available, stamp - tolerance) : bisect.bisect_right(available, stamp + tolerance)]
+        candidates += [(abs(other - stamp), stamp, other) for other in near]
+    pairs: dict[int, int] = {}
+    used: set[int] = set()
+    for _, stamp, other in sorted(candidates):
+        if stamp not in pairs and other not in used:
+            pairs[stamp] = other
+            used.add(other)
+    return [(stamp, pairs.get(stamp)) for stamp in wanted]
 
 
 def topic_kind(path: Path, topic: str) -> str:
@@ -325,10 +334,16 @@ def topic_kind(path: Path, topic: str) -> str:
     return next(connection.msgtype for connection in _reader(path).connections if connection.topic == topic)
 
 
-def _messages(path: Path, wanted: Sequence[Sequence[tuple[str, int, int]]]) -> Iterator[dict[str, Any]]:
-    """For each frame its decoded messages by topic, in the given order."""
-    for messages in raw_messages(path, wanted):
-        yield {topic: _reader(path).deserialize(raw, kind) for topic, (kind, raw) in messages.items()}
+def _decoded(path: Path, messages: dict[str, tuple[str, bytes]]) -> dict[str, Any]:
+    """Messages by topic from their bytes.
+
+    Raises:
+        EvaluationError: one is damaged.
+    """
+    try:
+        return {topic: _reader(path).deserialize(raw, kind) for topic, (kind, raw) in messages.items()}
+    except Exception as error:  # rosbags raises what its parser meets
+        raise EvaluationError(f"a message cannot be decoded ({first_line(error)})") from None
 
 
 def raw_messages(path: Path, wanted: Sequence[Sequence[tuple[str, int, int]]]) -> Iterator[dict[str, tuple[str, bytes]]]:
@@ -352,7 +367,7 @@ def raw_messages(path: Path, wanted: Sequence[Sequence[tuple[str, int, int]]]) -
             message = next(stream, None)
             if message is None:
                 raise EvaluationError(f"{path}: a message that was listed is gone: was the bag changed?")
-            key = (message[0].topic, _stamp(message[2]))
+            key = (message[0].topic, stamp_of(message[2]))
             if key in needed and key not in held:
                 held[key] = message[2]
         yield {topic: (kinds[topic], held.pop((topic, stamp))) for topic, stamp in keys}

@@ -142,8 +142,7 @@ def class_names(settings: ModelSettings) -> tuple[str, ...]:
     from vl4ad_model.vocabulary import Vocabulary
 
     vocabulary = Vocabulary.from_yaml(settings.vocabulary) if settings.vocabulary else Vocabulary.cityscapes()
-    if settings.hazards:
-        vocabulary = vocabulary.with_hazards(settings.hazards)
+    vocabulary = vocabulary.adding_hazards(settings.hazards)
     return vocabulary.names[: vocabulary.known_count]
 
 

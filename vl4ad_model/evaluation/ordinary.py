@@ -130,13 +130,16 @@ def parameters_yaml(result: Calibration, model: ModelSettings, kind: str, alarm_
         if kind == "pixel"
         else f"the share of frames with {alarm_pixels} or more pixels above it"
     )
-    parameters: dict[str, Any] = {"anomaly_threshold": result.threshold, "model": model.model, "merge_classes": model.merge_classes}
-    if model.hazards:  # an empty list cannot be written: the parameter file parser does not know its type
-        parameters["hazard_prompts"] = list(model.hazards)
-    if model.vocabulary:
-        parameters["vocabulary_file"] = str(Path(model.vocabulary).resolve())
-    if model.classifier:
-        parameters["classifier"] = model.classifier
+    folder = Path(model.model)
+    parameters: dict[str, Any] = {
+        "anomaly_threshold": result.threshold,
+        "model": str(folder.resolve()) if folder.is_dir() else model.model,
+        "merge_classes": model.merge_classes,
+        # All words, so that none of another file stays under this threshold; "" is how a parameter file says "no hazard".
+        "hazard_prompts": list(model.hazards) or "",
+        "vocabulary_file": str(Path(model.vocabulary).resolve()) if model.vocabulary else "",
+        "classifier": model.classifier or "auto",
+    }
     head = [
         f"# Calibrated on {result.frames} frames of ordinary driving: {what} is at most {result.rate:g}",
         "# on new frames that are exchangeable with them (the same places, weather, camera and speed of change).",

@@ -64,7 +64,7 @@ def calibrate(
     per: Annotated[str, typer.Option(help="pixel: share of pixels; frame: share of frames that alarm.")] = "pixel",
     alarm_pixels: Annotated[int, typer.Option(min=1, help="A frame alarms with so many pixels above the threshold.")] = 50,
     out: Annotated[Path, typer.Option(help="ROS 2 parameters file for the node.")] = Path("calibrated.yaml"),
-    node: Annotated[str, typer.Option(help="The node's full name.")] = "/vl4ad_detector",
+    node: Annotated[str, typer.Option(help="Full name of the node it is for; /** = any.")] = "/**",
     image_topic: ImageTopic = None,
     every: Every = 0.0,
     label_values: LabelValues = "auto",

@@ -52,7 +52,7 @@ class ModelSettings:
         del settings["hazards"], settings["model"]
         segmenter = Segmenter.load(self.model, **settings)
         if self.hazards:
-            segmenter.vocabulary = segmenter.vocabulary.with_hazards(self.hazards)
+            segmenter.vocabulary = segmenter.vocabulary.adding_hazards(self.hazards)
         return segmenter
 
 
@@ -214,9 +214,25 @@ def mapper(workers: int) -> Iterator[Mapper]:
         yield in_this_process
         return
     import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
 
-    with multiprocessing.get_context("spawn").Pool(workers, _start_worker, (workers,)) as pool:
-        yield lambda function, tasks: pool.imap_unordered(function, tasks)
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(workers,))
+
+    def run(function: Callable[[Any], T], tasks: Sequence[Any]) -> Iterator[T]:
+        try:
+            for done in as_completed([pool.submit(function, task) for task in tasks]):
+                yield done.result()
+        except BrokenProcessPool:
+            raise EvaluationError(
+                "a worker process was killed, most likely for lack of memory: use fewer --workers; frames that are counted stay so"
+            ) from None
+
+    try:
+        yield run
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _start_worker(workers: int) -> None:
@@ -275,7 +291,7 @@ def evaluate(
     twice = {entry.name for entry in entries}
     if len(twice) != len(entries):
         raise EvaluationError("two frames have the same name: give each bag or folder once")
-    work, word = open_work_folder(result_file, fingerprint({**configuration, "settings": asdict(settings)}, entries))
+    work, word = open_work_folder(result_file, fingerprint({**configuration, "settings": _deciding(settings)}, entries))
     finished = False
     try:
         tasks = [task for source, some in listed for task in make_tasks(source, some, settings, work, per_task)]
@@ -298,6 +314,20 @@ def evaluate(
     run = Run(counts, second, shared, failures, settings.metrics, settings.class_names, configuration)
     places = {entry.name: (source, entry) for source, some in listed for entry in some if entry.name not in failed}
     return Finished(run, work, places)
+
+
+def _deciding(settings: Settings) -> dict[str, Any]:
+    """What of the settings decides numbers, with the contents of the files that they name."""
+    decides = asdict(settings)
+    del decides["strict"]
+    if settings.model is not None:
+        del decides["model"]["threads"]
+        if settings.model.vocabulary:
+            decides["words"] = Path(settings.model.vocabulary).read_text(encoding="utf-8", errors="replace")
+        folder = Path(settings.model.model)
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        decides["weights"] = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return decides
 
 
 def _first(

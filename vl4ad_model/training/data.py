@@ -56,6 +56,10 @@ def find_frames(source: DataSource) -> list[FrameFiles]:
     if not frames:
         layout = "images/, labels/ and frames/" if source.kind == "rendered" else f"leftImg8bit/{source.split} and gtFine"
         raise TrainingError(f"data folder {source.folder} has no {source.kind} frames: {layout} are expected")
+    for frame in frames:
+        for file in (frame.image, frame.labels):
+            if not file.is_file():
+                raise TrainingError(f"{file} is missing, though {frame.info or frame.image} is there")
     return frames
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from vl4ad_model import prompts, registry
 from vl4ad_model.errors import TrainingError
+from vl4ad_model.image_files import write_bytes
 from vl4ad_model.network import checkpoint as weights_files
 from vl4ad_model.network.clip import tokenizer
 from vl4ad_model.network.fcclip import FCCLIP
@@ -59,13 +60,18 @@ class Crops(torch.utils.data.IterableDataset):
         worker = torch.utils.data.get_worker_info()
         r = np.random.default_rng([self._seed, worker.id if worker else 0])
         config, seen = self._config, SeenThings(self._copied)
+        unreadable = 0
         while True:
             files = self._files[int(r.integers(len(self._files)))]
             try:
                 frame = frames_on_disk.read_frame(files)
             except TrainingError as error:
                 log.warning("skipped: %s", error)
+                unreadable += 1
+                if unreadable >= max(20, len(self._files)):
+                    raise TrainingError(f"no training image can be read, the last: {error}") from None
                 continue
+            unreadable = 0
             if config.most_copied:
                 seen.remember(frame)
             frame = augment(
@@ -223,7 +229,7 @@ class Trainer:
             if self.step % config.validate_every == 0 or self.step == config.steps:
                 result = self._validate()
                 began = time.monotonic()
-                if config.patience and self._since_best >= config.patience:
+                if self._all_stop(bool(config.patience) and self._since_best >= config.patience):
                     self._write_log({"step": self.step, "stopped": f"no better for {self._since_best} validations"})
                     break
             if self.step % config.checkpoint_every == 0 or self.step == config.steps:
@@ -231,6 +237,14 @@ class Trainer:
         if _fingerprint(self.network.clip) != self._frozen:
             raise TrainingError("the frozen CLIP's weights moved during training: this is a bug; discard the run")
         return result
+
+    def _all_stop(self, enough: bool) -> bool:
+        """What the first process found, in all: one that went on alone would wait for the others for ever."""
+        if self.world == 1:
+            return enough
+        flag = torch.tensor([float(enough)], device=self.device)
+        torch.distributed.broadcast(flag, 0)
+        return bool(flag.item())
 
     def _train_step(self, maps: Pyramid, labels: Tensor, hazards: list[dict[int, str]], weights: LossWeights) -> dict[str, float]:
         config = self.config
@@ -329,12 +343,15 @@ class Trainer:
         import shutil
 
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(_config_values(self.model_config, self.vocabulary), indent=1) + "\n")
+        content = json.dumps(_config_values(self.model_config, self.vocabulary), indent=1) + "\n"
+        write_bytes(folder / "config.json", content.encode())
         state = dict(self._averaged.state_dict())
         state[LOGIT_SCALE] = (state[LOGIT_SCALE] + math.log(sharpened)).clamp(max=math.log(MAX_LOGIT_SCALE))
         weights_files.write_safetensors(state, folder / "decoder.safetensors", half=True)
         if self._clip_files is not None and not (folder / "clip.safetensors").exists():
-            shutil.copyfile(self._clip_files, folder / "clip.safetensors")
+            part = folder / "clip.safetensors.part"
+            shutil.copyfile(self._clip_files, part)
+            os.replace(part, folder / "clip.safetensors")
         elif self._clip_files is None and not (folder / "clip.safetensors").exists():
             weights_files.write_safetensors(self.network.clip.model.state_dict(), folder / "clip.safetensors", half=True)
 

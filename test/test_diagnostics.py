@@ -1,0 +1,50 @@
+"""What /diagnostics says of a camera: rates, troubles of the last seconds, and why nothing comes out."""
+
+import pytest
+
+pytest.importorskip("rclpy", reason="rclpy is not installed")
+
+from diagnostic_msgs.msg import DiagnosticStatus
+
+from vl4ad_ros.diagnostics import CameraStatistics, camera_status
+
+COUNTS = {"received": 0, "dropped": 0, "limited": 0}
+
+
+def said(statistics):
+    status = camera_status("camera", statistics.snapshot(), COUNTS, "")
+    return status.level, status.message
+
+
+def test_a_camera_of_which_nothing_can_be_used_is_an_error_with_the_reason():
+    statistics = CameraStatistics()
+    for _ in range(5):
+        statistics.arrived()
+        statistics.rejected("cause", "encoding 32FC1 is a depth image")
+    level, message = said(statistics)
+    assert level == DiagnosticStatus.ERROR and message.startswith("5 of 5 images") and "encoding 32FC1" in message
+
+
+def test_some_bad_images_are_a_warning_of_the_last_seconds_only(monkeypatch):
+    from vl4ad_ros import diagnostics
+
+    statistics = CameraStatistics()
+    statistics.frame_failed("RuntimeError: once")
+    statistics.arrived()
+    statistics.published_one(0.05, {}, "64x48 rgb8")
+    level, message = said(statistics)
+    assert level == DiagnosticStatus.WARN and "1 of 2 images" in message and "RuntimeError: once" in message
+    later = diagnostics.time.monotonic() + diagnostics.WINDOW_SECONDS + 1
+    monkeypatch.setattr(diagnostics.time, "monotonic", lambda: later)
+    statistics.arrived()
+    statistics.published_one(0.05, {}, "64x48 rgb8")
+    assert said(statistics)[0] == DiagnosticStatus.OK
+
+
+def test_nobody_subscribes_is_said_only_where_it_is_so():
+    statistics = CameraStatistics()
+    for _ in range(3):
+        statistics.arrived()
+    assert "no answer yet" in said(statistics)[1]
+    statistics.not_wanted()
+    assert "nobody subscribes" in said(statistics)[1]

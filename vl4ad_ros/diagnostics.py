@@ -186,7 +186,9 @@ def camera_status(name: str, snapshot: CameraSnapshot, counts: Mapping[str, int]
     elif snapshot.troubled:
         level = DiagnosticStatus.WARN if snapshot.answered else DiagnosticStatus.ERROR
         share = f"{snapshot.troubled} of {snapshot.troubled + snapshot.answered}"
-        message = f"{share} images of the last {WINDOW_SECONDS:.0f} s could not be used: {snapshot.trouble}"
+        message = (
+            f"{snapshot.rate_out:.1f} Hz, {share} images of the last {WINDOW_SECONDS:.0f} s could not be used: {snapshot.trouble}"
+        )
     elif old > OLD_SECONDS or old < -OLD_SECONDS:
         kind = f"{old:.1f} s old" if old > 0 else f"{-old:.1f} s in the future"
         level, message = DiagnosticStatus.WARN, f"images are {kind} when published: check clocks, use_sim_time and the load"

@@ -165,7 +165,7 @@ def test_the_command_writes_a_file_and_lists_and_cleans_it(tmp_path, monkeypatch
         (["--precision", "int8"], "use fp32, fp16"),
         (["--engine", "openvino", "--precision", "fp16"], "fp32"),
         (["--height", "100"], "multiples of 32"),
-        (["--target", "sm_86"], "--target is for engine tensorrt"),
+        (["--target", "sm_86"], "--target only applies to engine tensorrt"),
         (["--engine", "tensorrt", "--target", "fast"], "no compute capability: write it as sm_86"),
     ],
 )

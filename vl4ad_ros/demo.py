@@ -75,7 +75,7 @@ class Summary:
     """The demo's numbers. Latencies in ms, from a header's stamp to the arrival of the anomaly score; AP and FPR95 0..1.
 
     Attributes:
-        named: share of the named hazards' pixels that have the right name, 0..1.
+        named: share of the named hazards' pixels that have the right name, 0..1; types never trained on are left out.
         recording: the bag with all that was sent and received.
         recorded: its topics and their numbers of messages.
     """
@@ -313,7 +313,7 @@ def compare(
     sent = sum(map(len, playback.sent))
     metrics = [precision([(recording.frames[i].truth, answer.anomaly) for i, answer in part.items()]) for part in (before, after)]
     hazards = per_hazard(recording, before, after, prompts, node.get("model", ""))
-    named = [each for each in hazards if each.named == each.named]
+    named = [each for each in hazards if each.named == each.named and not each.never_trained]
     summary = Summary(
         model=node.get("model", "?"),
         engine=f"{node.get('engine', '?')} on {node.get('device', '?')}",

@@ -37,7 +37,9 @@ def table(summary: Summary, page: Path) -> Table:
     result.add_row("words changed in", f"{summary.words_changed_in_s:.2f} s, while the images went on")
     result.add_section()
     if summary.named == summary.named:
-        result.add_row("named right", f"[bold]{summary.named:.0%}[/bold] of the named hazards' pixels; without names, none")
+        result.add_row(
+            "named right", f"[bold]{summary.named:.0%}[/bold] of the named hazards' pixels{_of_which(summary)}; without names, none"
+        )
     frames = f"over {summary.compared}"
     result.add_row("AP before / after", f"{summary.ap_before:.1%} / [bold]{summary.ap_after:.1%}[/bold] {frames}")
     result.add_row("FPR95 before / after", f"{summary.fpr95_before:.1%} / {summary.fpr95_after:.1%}")
@@ -192,7 +194,11 @@ def _html(
 ) -> str:
     prompts = json_list(summary.prompts)
     cards = [
-        *([] if summary.named != summary.named else [(f"{summary.named:.0%}", "of the named hazards' pixels named right")]),
+        *(
+            []
+            if summary.named != summary.named
+            else [(f"{summary.named:.0%}", "of the named hazards' pixels named right" + _of_which(summary))]
+        ),
         (f"{summary.rate_out:.1f} Hz", f"out, {summary.rate_in:.1f} Hz in"),
         (f"{summary.latency_p50:.0f} / {summary.latency_p99:.0f} ms", "latency p50 / p99"),
         (f"{summary.frames_dropped} of {summary.frames_sent}", "frames dropped"),
@@ -238,6 +244,10 @@ def _recorded(summary: Summary) -> str:
     return f"""<h2>Recording</h2><p>Every image that was sent and every message that came back, as they were, in an mcap bag
 ({summary.recording_bytes / 1e6:.0f} MB) that rosbag2 and Foxglove read: <code>{play}</code></p>
 <table><tr><th>topic</th><th>messages</th></tr>{rows}</table>"""
+
+
+def _of_which(summary: Summary) -> str:
+    return " (types trained on)" if any(hazard.never_trained for hazard in summary.hazards) else ""
 
 
 def _title(hazard: HazardResult) -> str:

@@ -462,9 +462,11 @@ def test_images_that_cannot_be_read_end_a_run_instead_of_keeping_it_busy(tmp_pat
     shutil.copytree(rendered, folder)
     for image in (folder / "images").iterdir():
         image.write_bytes(b"no image")
-    values = {**_settings(rendered, validation=[]), "data": [{"kind": "rendered", "folder": str(folder)}]}
-    with pytest.raises(TrainingError, match="no training image can be read"):
-        Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / "run").run()
+    for workers in (0, 1):
+        changes = {"data": [{"kind": "rendered", "folder": str(folder)}], "workers": workers}
+        values = {**_settings(rendered, validation=[]), **changes}
+        with pytest.raises(TrainingError, match=r"^no training image can be read[^\n]*$"):
+            Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / f"run{workers}").run()
     next((folder / "images").iterdir()).unlink()
     with pytest.raises(TrainingError, match="is missing, though"):
         find_frames(DataSource("rendered", folder))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vl4ad_model.errors import Vl4adError
+from vl4ad_model.errors import ImageError, Vl4adError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -185,7 +185,6 @@ def _size(text: str | None) -> tuple[int, int] | None:
 def _pictures(paths: list[Path]) -> Iterator[tuple[Path, np.ndarray]]:
     """Every image once, in order. All are read before the first is returned, so that a bad one among many leaves no half-done
     folder; those that do not fit into memory are read again when their turn comes."""
-    from vl4ad_model.errors import ImageError
     from vl4ad_model.evaluation.folders import find_images
     from vl4ad_model.image_files import read_rgb
 

@@ -1,5 +1,10 @@
 """Errors that a user can cause: each says in one line what was wrong and what to do."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class Vl4adError(Exception):
     """Base of every error a user can cause. The command line prints its text and exits with status 2."""
@@ -42,3 +47,10 @@ class MissingDependencyError(Vl4adError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package '{package}': pip install 'vl4ad_ros[{extra}]'")
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The end of a complaint about a name that is not known: the nearest known one, else all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, 1)
+    return f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}"

@@ -162,11 +162,11 @@ def decode_compressed(data: Bytes, image_format: str = "") -> np.ndarray:
     except Exception:
         raise ImageError(f"compressed image ({raw.size} bytes, format '{image_format:.60}') is no image that can be read") from None
     # libjpeg fills what is missing with grey and says nothing; the end marker tells.
+    if kind == "JPEG" and b"\xff\xd9" not in raw[-1024:].tobytes():
+        raise ImageError(f"JPEG of {raw.size} bytes is cut off (no end marker)")
     mosaic = image_format.split(";")[0].strip()
     if mosaic.startswith("bayer_"):
         return _decode_mosaic(raw, mosaic)
-    if kind == "JPEG" and b"\xff\xd9" not in raw[-1024:].tobytes():
-        raise ImageError(f"JPEG of {raw.size} bytes is cut off (no end marker)")
     flags = cv2.IMREAD_IGNORE_ORIENTATION | getattr(cv2, "IMREAD_COLOR_RGB", cv2.IMREAD_COLOR)
     try:
         image = cv2.imdecode(raw, flags)

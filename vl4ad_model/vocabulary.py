@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
-import difflib
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vl4ad_model.errors import VocabularyError
+from vl4ad_model.errors import VocabularyError, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
@@ -258,9 +257,7 @@ def _parse_yaml(text: str, title: str) -> Any:
 def _check_entries(content: Mapping[Any, Any], known: tuple[str, ...], title: str) -> None:
     for key in content:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, 1)
-            meant = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}"
-            raise VocabularyError(f"{title} has no entry '{key}': {meant}")
+            raise VocabularyError(f"{title} has no entry '{key}': {did_you_mean(key, known)}")
 
 
 def _class_from(entry: Any, index: int) -> VocabularyClass:

@@ -6,7 +6,6 @@ Imports no ROS until `declare`, so that the command line and the tests can read 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import math
 import re
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vl4ad_model.engines import ENGINES, PRECISIONS
-from vl4ad_model.errors import Vl4adError
+from vl4ad_model.errors import Vl4adError, did_you_mean
 from vl4ad_model.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -286,10 +285,7 @@ def unknown_at_start(node: Node) -> list[str]:
     """A line for every parameter given at the start that the node does not have: rclpy ignores them."""
     given = getattr(node, "_parameter_overrides", {})  # rclpy has no public way to ask
     names = [name for name in given if not node.has_parameter(name) and not name.startswith("qos_overrides.")]
-    close = {name: difflib.get_close_matches(name, BY_NAME, 1) for name in names}
-    return [
-        f"no parameter '{name}', it is ignored" + (f": did you mean '{close[name][0]}'?" if close[name] else "") for name in names
-    ]
+    return [f"no parameter '{name}', it is ignored: {did_you_mean(name, BY_NAME)}" for name in names]
 
 
 def normalized(parameters: Iterable[Parameter]) -> list[Parameter]:

@@ -95,19 +95,18 @@ class BagSource:
 
     def frames(self, entries: Sequence[Entry], *, pictures: bool = True) -> Iterator[Frame | FrameFailure]:
         skip = self.image_topic if self.score_topic and not pictures else None
-        wanted = {entry: [part for part in entry.key if part[0] != skip] for entry in entries if not entry.failure}
-        left = list(wanted.values())
-        messages = raw_messages(self.path, left)
+        wanted = [[part for part in entry.key if part[0] != skip] for entry in entries if not entry.failure]
+        messages, done = raw_messages(self.path, wanted), 0
         for entry in entries:
             if entry.failure:
                 yield FrameFailure(entry.name, entry.failure)
                 continue
-            left = left[1:]
+            done += 1
             try:
                 yield self._frame(entry.name, _decoded(self.path, next(messages)))
             except Vl4adError as error:
                 yield FrameFailure(entry.name, f"{entry.name}: {error}")
-                messages = raw_messages(self.path, left)  # a generator that has raised gives nothing more
+                messages = raw_messages(self.path, wanted[done:])  # a generator that has raised gives nothing more
 
     def _frame(self, name: str, messages: dict[str, Any]) -> Frame:
         image, scores, label = (messages.get(topic or "") for topic in (self.image_topic, self.score_topic, self.label_topic))
@@ -340,8 +339,9 @@ def _decoded(path: Path, messages: dict[str, tuple[str, bytes]]) -> dict[str, An
     Raises:
         EvaluationError: one is damaged.
     """
+    reader = _reader(path)
     try:
-        return {topic: _reader(path).deserialize(raw, kind) for topic, (kind, raw) in messages.items()}
+        return {topic: reader.deserialize(raw, kind) for topic, (kind, raw) in messages.items()}
     except Exception as error:  # rosbags raises what its parser meets
         raise EvaluationError(f"a message cannot be decoded ({first_line(error)})") from None
 

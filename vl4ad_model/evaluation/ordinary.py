@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,13 +81,18 @@ def look_at_all(
     alarm: tuple[str, int] | None = None,
     prompts: tuple[str, ...] = (),
     threshold: float = 0.5,
+    enough: Callable[[int], object] = lambda frames: None,
 ) -> Iterator[Any]:
     """Results of all frames that can be used, in any order; the others are told to `progress`.
+
+    Args:
+        enough: told how many frames there are before the first is looked at; raises if they are too few.
 
     Raises:
         EvaluationError: none can be used.
     """
     tasks = [OrdinaryTask(source, (entry,), model, alarm, prompts, threshold) for source in sources for entry in source.entries()]
+    enough(len(tasks))
     progress.start("looking at ordinary driving", len(tasks), 0)
     used, last = 0, ""
     for results in map_tasks(look, tasks):
@@ -115,9 +121,9 @@ def calibrate_threshold(
     """Calibrate on every frame of the sources."""
     if kind not in calibration.KINDS:
         raise EvaluationError(f"--per is {' or '.join(calibration.KINDS)}, not '{kind}'")
-    # Before an hour of inference, not after it; frames that fail can still make them too few.
-    calibration.check_rate(rate, sum(len(source.entries()) for source in sources))
-    tails = list(look_at_all(sources, model, map_tasks, progress, alarm=(kind, alarm_pixels)))
+    # Too few frames are said before an hour of inference, not after it; frames that fail can still make them too few.
+    enough = partial(calibration.check_rate, rate)
+    tails = list(look_at_all(sources, model, map_tasks, progress, alarm=(kind, alarm_pixels), enough=enough))
     return calibration.calibrate(tails, rate, kind)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vl4ad_model.errors import TrainingError
+from vl4ad_model.errors import TrainingError, did_you_mean
 
 KINDS = ("rendered", "cityscapes")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -137,7 +136,7 @@ class TrainingConfig:
         known = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in known:
-                raise TrainingError(f"no entry '{name}'{_meant(str(name), known)}")
+                raise TrainingError(f"no entry '{name}': {did_you_mean(name, known)}")
         for name in ("model", "data"):
             if not values.get(name):
                 raise TrainingError(f"'{name}' is missing")
@@ -194,12 +193,6 @@ def _of_type(name: str, value: Any, kind: type) -> Any:
     return value
 
 
-def _meant(name: str, known: list[str]) -> str:
-    """What a misspelt entry may have been."""
-    close = difflib.get_close_matches(name, known, 1)
-    return f": did you mean '{close[0]}'?" if close else f"; known are {', '.join(known)}"
-
-
 def _list(value: Any, name: str) -> list[Any]:
     if not isinstance(value, list):
         raise TrainingError(f"'{name}' must be a list: {name}: [{{kind: rendered, folder: data/train}}]")
@@ -223,7 +216,7 @@ def _source(entry: Any, name: str, base: Path) -> DataSource:
     known = [field.name for field in dataclasses.fields(DataSource)]
     for key in entry:
         if key not in known:
-            raise TrainingError(f"'{name}' has no entry '{key}'{_meant(str(key), known)}")
+            raise TrainingError(f"'{name}' has no entry '{key}': {did_you_mean(key, known)}")
     repeat = _of_type("repeat", entry.get("repeat", 1), int)
     if repeat < 1:
         raise TrainingError(f"'repeat' of '{name}' must be at least 1, not {repeat}")

@@ -57,9 +57,10 @@ def find_frames(source: DataSource) -> list[FrameFiles]:
         layout = "images/, labels/ and frames/" if source.kind == "rendered" else f"leftImg8bit/{source.split} and gtFine"
         raise TrainingError(f"data folder {source.folder} has no {source.kind} frames: {layout} are expected")
     for frame in frames:
-        for file in (frame.image, frame.labels):
-            if not file.is_file():
-                raise TrainingError(f"{file} is missing, though {frame.info or frame.image} is there")
+        if not frame.image.is_file():
+            raise TrainingError(f"{frame.image} is missing, though {frame.info} is there")
+        if not frame.labels.is_file():
+            raise TrainingError(f"{frame.image} has no labels at {frame.labels}")
     return frames
 
 
@@ -75,8 +76,6 @@ def _cityscapes(folder: Path, split: str) -> list[FrameFiles]:
     for image in sorted((folder / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")):
         stem = image.name.removesuffix("_leftImg8bit.png")
         labels = folder / "gtFine" / split / image.parent.name / f"{stem}_gtFine_labelIds.png"
-        if not labels.is_file():
-            raise TrainingError(f"{image} has no labels at {labels}")
         frames.append(FrameFiles(image, labels, None))
     return frames
 

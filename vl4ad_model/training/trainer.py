@@ -15,7 +15,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,7 @@ class Trainer:
         weights = LossWeights(*(getattr(config, field.name) for field in dataclasses.fields(LossWeights)))
         result, sums, began = None, {}, time.monotonic()  # type: ignore[var-annotated]
         reported = self.step
-        for maps, labels, hazards in with_pyramids(loader, pyramid, self.device):
+        for maps, labels, hazards in with_pyramids(_plain_errors(loader), pyramid, self.device):
             if self.step >= config.steps:
                 break
             losses = self._train_step(maps, labels.to(self.device), hazards, weights)
@@ -406,6 +406,14 @@ class Trainer:
             with open(self.folder / "log.jsonl", "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
             self._report(line)
+
+
+def _plain_errors(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches; an error of a loading process in its one line, without the traceback the loader packs it into."""
+    try:
+        yield from batches
+    except TrainingError as error:
+        raise TrainingError(str(error).strip().splitlines()[-1].rpartition("TrainingError: ")[2]) from None
 
 
 def _training_names(name: str) -> tuple[str, ...]:

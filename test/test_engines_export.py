@@ -221,6 +221,28 @@ def test_tensorrt_builds_without_a_gpu(name, tmp_path):
     assert origin.startswith("from cache") and again == plan and len(models) == 1
 
 
+@pytest.mark.parametrize("by", ["closing", "ctrl-c"])
+def test_a_tensorrt_build_can_be_stopped_and_leaves_nothing(tiny, by, tmp_path):
+    tensorrt()
+    from vl4ad_model.engines import tensorrt_engine
+    from vl4ad_model.engines.cache import EngineCache
+
+    def stop(progress):
+        if progress.stage.startswith("compiling: "):
+            if by == "ctrl-c":
+                raise KeyboardInterrupt  # as it comes: out of whatever Python does at that moment
+            engine.cancel()
+
+    engine = tensorrt_engine.TensorRTEngine(
+        tiny, network_size=(HEIGHT, WIDTH), device="cuda", model_name="tiny", cache=EngineCache(tmp_path), progress=stop
+    )
+    engine.target_capability = "sm_86"
+    with pytest.raises(KeyboardInterrupt if by == "ctrl-c" else EngineError) as stopped:
+        engine.build(False)
+    assert by == "ctrl-c" or str(stopped.value) == "the build was cancelled"
+    assert not engine._cache.entries()
+
+
 def test_tensorrt_says_what_it_cannot_build_for():
     tensorrt()
     from vl4ad_model.engines import tensorrt_engine

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -106,6 +108,22 @@ def test_training_never_sees_what_is_held_out(pictures):
             assert {hazard["split"] for hazard in info["hazards"].values()} <= {allowed}
 
 
+def test_assemblies_have_no_name_of_a_type_and_vary():
+    assert "strange object" not in BY_NAME
+    shown = set()
+    for seed in range(6):
+        recipe = Recipe(**SMALL, split="seen", assembled=1.0, hazard_y=(5.0, 9.0))
+        _, labels, info = make_frame(recipe, seed)
+        for number, hazard in info["hazards"].items():
+            assert (hazard["name"], hazard["kind"], hazard["split"]) == ("strange object", "assembly", "seen")
+            assert int((labels == int(number)).sum()) == hazard["pixels"]
+            shown.add(hazard["pixels"])
+    assert len(shown) > 4
+    kinds = [kind for seed in range(40) for _, kind in make_world(seed, split="seen", assembled=0.5).hazards.values()]
+    assert 0.25 < np.mean([kind == "assembly" for kind in kinds]) < 0.75
+    assert not any(kind == "assembly" for seed in range(40) for _, kind in make_world(seed, split="held_out").hazards.values())
+
+
 def test_cut_outs_are_named_and_split(pictures, tmp_path):
     assert set(names_of(pictures)) == {"cow", "bucket", "sofa", "speedboat"}
     assert [is_held_out(name) for name in ("cow", "sofa", "speedboat", "umbrella")] == [False, True, True, False]
@@ -145,9 +163,33 @@ def test_render_goes_on_where_it_stopped_and_workers_agree(tmp_path):
     _, labels, info = make_frame(Recipe(96, 160), 12)
     assert np.array_equal(np.asarray(Image.open(folder / "labels" / "000012.png")), labels)
     assert json.loads((folder / "frames" / "000012.json").read_text()) == info
+    recipe = json.loads((folder / "recipe.json").read_text())
+    assert recipe.pop("assembled") == 0.0
+    (folder / "recipe.json").write_text(json.dumps(recipe))  # as it was before there were assemblies
+    assert vl4ad("render", "--out", "a", *options, cwd=tmp_path).returncode == 0
+    mixed = vl4ad("render", "--out", "a", *options, "--assembled", 0.5, cwd=tmp_path)
+    assert mixed.stderr.strip().splitlines()[-1] == "vl4ad: a holds frames with assembled 0.0, not 0.5: name another folder"
     other = vl4ad("render", "--out", "a", *options, "--split", "quiet", cwd=tmp_path)
     assert other.returncode == 2
     assert other.stderr.strip().splitlines()[-1] == "vl4ad: a holds frames with split train, not quiet: name another folder"
+
+
+def test_an_interrupted_rendering_says_how_to_go_on_and_does(tmp_path):
+    options = ("render", "--out", "a", "--count", "30", "--height", "96", "--width", "160")
+    started = subprocess.Popen(
+        [sys.executable, "-m", "vl4ad_model.cli", "scenes", *options],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    ends = time.monotonic() + 120
+    while not list((tmp_path / "a").glob("frames/*.json")) and time.monotonic() < ends:
+        time.sleep(0.05)
+    started.send_signal(signal.SIGINT)
+    _, errors = started.communicate(timeout=60)
+    assert started.returncode == 130
+    assert errors.strip().splitlines() == ["vl4ad: interrupted; the same command goes on from there"]
+    assert 0 < len(list((tmp_path / "a").glob("frames/*.json"))) < 30
+    assert vl4ad(*options, cwd=tmp_path).returncode == 0
+    assert len(list((tmp_path / "a").glob("frames/*.json"))) == 30
 
 
 @pytest.mark.parametrize(

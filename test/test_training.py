@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vl4ad_model.errors import TrainingError
+from vl4ad_model.network.checkpoint import read_tensors, write_safetensors
 from vl4ad_model.network.mask_decoder import QueryMasks
 from vl4ad_model.training import losses
 from vl4ad_model.training.augmentation import CutOuts, SeenThings, augment
@@ -182,6 +183,38 @@ def test_words_vary_but_stay_true(sampler):
     owned = {name: {place[i] for i in torch.where(words.owners == owner)[0].tolist()} for name, owner in words.things.items()}
     assert owned == {name: set(all_) for name, all_ in names.items()}
     assert {place[i] for i in torch.where(words.owners == 0)[0].tolist()} == set(vocabulary.classes[0].alternative_concepts)
+
+
+def test_things_without_a_name_get_a_generic_one_or_none(sampler):
+    words_of, _ = sampler
+    place = {row: concept for concept, row in words_of._place.items()}
+    generic = 0
+    for _ in range(80):
+        words = words_of.sample(["strange object", "tyre"])
+        assert "strange object" not in words.things
+        if "strange object" in words.columns:
+            used = {place[int(row)] for row in words.index[words.columns["strange object"]]}
+            assert used <= set(losses_generic())
+            generic += 1
+    assert 2 < generic < 40
+    assert words_of.sample(["strange object"]).void_column >= 19
+
+
+def test_points_lie_beside_thin_things_as_often_as_on_them():
+    torch.manual_seed(0)
+    labels = torch.zeros(1, 90, 120, dtype=torch.int64)
+    labels[:, :, 60:62], labels[:, :30, :40] = 1, 255
+    beside = torch.zeros_like(labels, dtype=torch.bool)
+    beside[:, :, 57:60], beside[:, :, 62:65] = True, True
+
+    def shares(points):
+        return [float(where.flatten()[points[0]].float().mean()) for where in (labels == 1, beside, labels == 255)]
+
+    on, near, ignored = shares(losses.sample_points(labels, 20_000))
+    assert on > near, "without it each pixel on the thin thing is asked for three times as often as one beside it"
+    on_too, near_too, ignored_too = shares(losses.sample_points(labels, 20_000, beside=True))
+    assert near_too / 3 == pytest.approx(on_too, rel=0.25)
+    assert max(ignored, ignored_too) < 0.09, "the uniform half meets what is ignored, the other half never"
 
 
 def test_paraphrases_lie_near_their_names_and_move_only_hazards(segmenter):
@@ -420,6 +453,33 @@ def test_a_run_learns_keeps_clip_frozen_and_its_model_loads_everywhere(tmp_path,
     frame = read_frame(find_frames(DataSource("rendered", rendered))[0])
     result = Segmenter.load(tmp_path / "run/model", engine="torch", offline=True).segment(frame.rgb)
     assert result.labels.shape == frame.labels.shape and np.isfinite(result.anomaly).all()
+
+
+def test_refinements_start_as_the_identity_and_are_kept(tmp_path, rendered):
+    from vl4ad_model import registry
+    from vl4ad_model.training.trainer import Trainer
+
+    plain = registry.locate("tiny", offline=True)
+    values = {key: value for key, value in plain.config.items() if key != "refined"}
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain/config.json").write_text(json.dumps(values))
+    weights = {key: value for key, value in read_tensors(plain.decoder).items() if ".refine_" not in key}
+    write_safetensors(weights, tmp_path / "plain/decoder.safetensors", half=True)
+    shutil.copy(plain.clip, tmp_path / "plain/clip.safetensors")
+    changes = {"model": str(tmp_path / "plain"), "start_from_weights": True, "refined": True}
+    config = TrainingConfig.from_dict(_settings(rendered, **changes, steps=2, validate_every=2), base=tmp_path)
+    trainer = Trainer(config, tmp_path / "run")
+    before, _ = registry.build_network(registry.locate(tmp_path / "plain"))
+    image = torch.from_numpy(read_frame(find_frames(DataSource("rendered", rendered))[0]).rgb).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        expected, started = before(image), trainer.network.eval()(image)
+    assert torch.allclose(expected.mask_logits, started.mask_logits, atol=1e-3)
+    assert torch.allclose(expected.query_embeddings, started.query_embeddings, atol=1e-3)
+    trainer.run()
+    _, refined = registry.build_network(registry.locate(tmp_path / "run/model"))
+    assert refined.refined
+    moved = read_tensors(tmp_path / "run/model/decoder.safetensors")["pixel_decoder.refine_1.back.weight"]
+    assert float(moved.abs().max()) > 0
 
 
 def test_a_broken_off_run_goes_on_where_it_was(tmp_path, rendered):

@@ -295,7 +295,10 @@ def run(arguments: list[str], app: typer.Typer | None = None) -> int:
     """
     try:
         command, name = (build_app(arguments), "vl4ad") if app is None else (app, None)
-        return command(arguments, prog_name=name, standalone_mode=False) or 0
+        status = command(arguments, prog_name=name, standalone_mode=False) or 0
+        if status == INTERRUPTED:  # typer makes this of Ctrl-C, without a word
+            print("vl4ad: interrupted", file=sys.stderr)
+        return status
     except UsageError as error:
         path = error.ctx.command_path if error.ctx else "vl4ad"
         message = " ".join(error.format_message().split()).rstrip(".")

@@ -71,6 +71,7 @@ class CompiledEngine(Engine):
         self._network, self._cache, self.callback = network, cache or EngineCache(), progress
         self._runners: dict[bool, Runner] = {}
         self._build_lock, self._run_lock = threading.Lock(), threading.Lock()
+        self._cancelled = threading.Event()
         self._weights = ""
 
     # --- what a library has to say --------------------------------------------------------------------------------------
@@ -128,7 +129,7 @@ class CompiledEngine(Engine):
 
     def build(self, pooled: bool) -> tuple[bytes, str]:
         """The compiled file of a variant, from the cache or built into it: its content and where it came from."""
-        report = Reporter(self.name, self.callback, self.export_share)
+        report = self._reporter()
         content, origin = self._built(pooled, report)
         report("done", 1.0)
         return content, origin
@@ -148,6 +149,8 @@ class CompiledEngine(Engine):
                 precision=self.precision,
                 pooled=pooled,
             )
+            if self._cancelled.is_set():
+                raise EngineError("the build was cancelled")
             report("compiling", report.export_share)
             return self.compile(model, report)
 
@@ -159,6 +162,13 @@ class CompiledEngine(Engine):
             waiting=lambda: report("waiting for another process that builds it", 0.0),
         )
 
+    def _reporter(self) -> Reporter:
+        return Reporter(self.name, self.callback, self.export_share, self._cancelled)
+
+    def cancel(self) -> None:
+        """Let a build that is under way in another thread fail soon; libraries that cannot be stopped finish it first."""
+        self._cancelled.set()
+
     def prepare(self, pooled: bool) -> None:
         """Make a variant ready to run.
 
@@ -168,7 +178,7 @@ class CompiledEngine(Engine):
         with self._build_lock:
             if self.ready(pooled):
                 return
-            report = Reporter(self.name, self.callback, self.export_share)
+            report = self._reporter()
             content, origin = self._built(pooled, report)
             problem, runner = "", None
             try:
@@ -242,11 +252,17 @@ class CompiledEngine(Engine):
 
 
 class Reporter:
-    """Turns "this stage, this far" into `BuildProgress` with an estimate of what is left."""
+    """Turns "this stage, this far" into `BuildProgress` with an estimate of what is left.
 
-    def __init__(self, engine: str, callback: ProgressCallback | None, export_share: float) -> None:
+    Attributes:
+        cancelled: set when nobody wants the build any more; who compiles looks at it.
+    """
+
+    def __init__(
+        self, engine: str, callback: ProgressCallback | None, export_share: float, cancelled: threading.Event | None = None
+    ) -> None:
         self._engine, self._callback, self._start = engine, callback, time.monotonic()
-        self.export_share = export_share
+        self.export_share, self.cancelled = export_share, cancelled or threading.Event()
         self.used = False
         self._last = -1.0
 

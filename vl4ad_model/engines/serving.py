@@ -132,7 +132,9 @@ class ServingEngine(Engine):
             compiled.prepare(pooled)
         except Exception as error:  # a compiler may fail in any way; images go on
             failure = _Failure.of(error)
-            if compiled.ready(not pooled):  # the other variant works and stays
+            if self._closed:
+                log.info("%s was not built: %s", compiled.name, failure.text)
+            elif compiled.ready(not pooled):  # the other variant works and stays
                 self._unbuildable.add(pooled)
                 self.last_error = f"{compiled.name} on {compiled.device} {failure.what} ({failure.text})"
                 log.error("%s; PyTorch answers what needs it", self.last_error)
@@ -256,6 +258,8 @@ class ServingEngine(Engine):
 
     def close(self) -> None:
         self._closed = True
+        if self._compiled is not None:
+            self._compiled.cancel()
         for engine in (self._compiled, self._fallback):
             if engine is not None:
                 engine.close()

@@ -99,6 +99,10 @@ class TensorRTEngine(CompiledEngine):
         monitor = _monitor(trt, report)
         config.progress_monitor = monitor
         plan = builder.build_serialized_network(network, config)
+        if monitor.interrupted:
+            raise KeyboardInterrupt
+        if plan is None and report.cancelled.is_set():
+            raise EngineError("the build was cancelled")
         if plan is None:
             text = messages[-1] if messages else "no reason given"
             raise EngineError(f"{trt.__name__} cannot build the network: {text}")
@@ -245,6 +249,7 @@ def _monitor(trt: Any, report: Reporter) -> Any:
             trt.IProgressMonitor.__init__(self)
             self.phases: dict[str, tuple[str | None, int, int]] = {}  # name -> (parent, steps, steps done)
             self.highest = report.export_share
+            self.interrupted = False  # by Ctrl-C, which must not pass through TensorRT's own code as an exception
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             self.phases[name] = (parent, max(1, steps), 0)
@@ -255,12 +260,18 @@ def _monitor(trt: Any, report: Reporter) -> Any:
                 parent, steps, _ = self.phases[name]
                 self.phases[name] = (parent, steps, min(step + 1, steps))
                 self.say(name)
-            return True
+            return not (self.interrupted or report.cancelled.is_set())
 
         def phase_finish(self, name: str) -> None:
             self.phases.pop(name, None)
 
         def say(self, name: str) -> None:
+            try:
+                self._say(name)
+            except KeyboardInterrupt:
+                self.interrupted = True
+
+        def _say(self, name: str) -> None:
             part, current = 0.0, name
             while current in self.phases:
                 parent, steps, done = self.phases[current]

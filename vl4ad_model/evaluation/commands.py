@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -171,7 +172,7 @@ def _evaluate(
         except KeyboardInterrupt:
             again = "; the same command goes on from there" if result_file else ""
             progress.say(f"vl4ad: interrupted after {progress.done} of {progress.total} frames{again}. No result was written.")
-            raise typer.Exit(INTERRUPTED) from None
+            sys.exit(INTERRUPTED)
     status = finish(finished, json_file, report)
     if status:
         raise typer.Exit(status)

@@ -33,6 +33,7 @@ class FCCLIPConfig:
         channels: width of pixel and mask decoder.
         encoder_levels: 3, or 2 = deformable attention over strides 32 and 16 only (see `PixelDecoder`).
         mask_channels: width of the mask features at stride 4; 0 = `channels`.
+        refined: residual blocks at strides 8 and 4 (see `PixelDecoder`).
         class_hidden: hidden width of the class embedding; 0 = `channels`.
         classifier: what the checkpoint was made for: in_vocabulary, out_of_vocabulary or ensemble.
         alpha, beta: weight of the out-of-vocabulary branch for names seen and unseen in training.
@@ -55,6 +56,7 @@ class FCCLIPConfig:
     encoder_feedforward: int = 1024
     encoder_levels: int = 3
     mask_channels: int = 0
+    refined: bool = False
     queries: int = 250
     decoder_layers: int = 9
     decoder_heads: int = 8
@@ -109,6 +111,7 @@ class FCCLIP(nn.Module):
             depthwise_fpn=config.depthwise_fpn,
             encoder_levels=config.encoder_levels,
             mask_channels=config.mask_channels,
+            refined=config.refined,
         )
         self.mask_decoder = MaskDecoder(
             config.channels,

@@ -81,6 +81,25 @@ class DeformableEncoder(nn.Module):
         return [part.transpose(1, 2).reshape(-1, channels, h, w) for part, (h, w) in zip(parts, sizes, strict=True)]
 
 
+class Refinement(nn.Module):
+    """A residual block: a depthwise 3x3 convolution, then every pixel through a hidden layer.
+
+    It starts as the identity, so that a trained decoder can be given one and go on from where it was. It has no norm: what it is
+    given comes from one, and at these resolutions a norm is another walk through the whole map.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.around = nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels)
+        self.hidden = nn.Conv2d(channels, channels, kernel_size=1)
+        self.back = nn.Conv2d(channels, channels, kernel_size=1)
+        nn.init.zeros_(self.back.weight)
+        nn.init.zeros_(self.back.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.back(F.relu(self.hidden(self.around(x))))
+
+
 class PixelDecoder(nn.Module):
     """Deformable attention over strides 32, 16 and 8, then one FPN step (bilinear) to stride 4.
 
@@ -92,6 +111,7 @@ class PixelDecoder(nn.Module):
         encoder_levels: 3, or 2 to attend over strides 32 and 16 only and reach stride 8 by another FPN step: the tokens of
             stride 8 are three quarters of all, and of the encoder's time.
         mask_channels: width of the mask features; 0 = `channels`. Everything at stride 4 is bound by memory, so this is its price.
+        refined: a `Refinement` each at strides 8 and 4; a depthwise FPN alone hardly mixes what it adds up.
     """
 
     def __init__(
@@ -107,6 +127,7 @@ class PixelDecoder(nn.Module):
         depthwise_fpn: bool = False,
         encoder_levels: int = 3,
         mask_channels: int = 0,
+        refined: bool = False,
     ) -> None:
         super().__init__()
         if encoder_levels not in (2, 3):
@@ -124,6 +145,8 @@ class PixelDecoder(nn.Module):
         if encoder_levels == 2:
             self.adapter_2 = ConvNorm(in_channels[1], channels, 1, norm_groups)
             self.layer_2 = ConvNorm(channels, channels, 3, norm_groups, groups=channels if depthwise_fpn else 1)
+        self.refine_2 = Refinement(channels) if refined else nn.Identity()
+        self.refine_1 = Refinement(fine) if refined else nn.Identity()
         # Narrower mask features: the step from `channels` down is taken at stride 8, where it is cheap.
         self.narrow = nn.Conv2d(channels, fine, kernel_size=1) if fine != channels else nn.Identity()
         self.adapter_1 = ConvNorm(in_channels[0], fine, 1, norm_groups)
@@ -141,7 +164,8 @@ class PixelDecoder(nn.Module):
             lateral = self.adapter_2(res3)
             middle = lateral + F.interpolate(levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             levels.append(F.relu(self.layer_2(middle)))
+        levels[-1] = self.refine_2(levels[-1])
         lateral = self.adapter_1(res2)
         coarse = self.narrow(levels[-1])
         fine = lateral + F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-        return PixelFeatures(self.mask_features(F.relu(self.layer_1(fine))), levels)
+        return PixelFeatures(self.mask_features(self.refine_1(F.relu(self.layer_1(fine)))), levels)

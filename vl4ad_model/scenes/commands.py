@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -31,6 +32,9 @@ def render(
     width: Width = 640,
     cutouts: Annotated[Path | None, typer.Option(help="assets folder of the npm package @lobehub/fluent-emoji-3d.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+    assembled: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the hazards that are random shapes without a name.")
+    ] = 0.0,
 ) -> None:
     """Render frames with exact labels. Run it again to go on where it stopped."""
     import multiprocessing
@@ -45,21 +49,25 @@ def render(
     if cutouts is not None:
         names_of(cutouts)
     require_renderer()
-    recipe = Recipe(height, width, split, str(cutouts) if cutouts else None)
+    recipe = Recipe(height, width, split, str(cutouts) if cutouts else None, assembled=assembled)
     seeds = missing(recipe, range(seed, seed + count), out)
     tasks = [(recipe, number, str(out)) for number in seeds]
     failures = 0
     threads = max(1, (os.cpu_count() or 1) // workers)
     pool_of = multiprocessing.get_context("spawn").Pool
-    with _progress() as progress, pool_of(min(workers, max(1, len(tasks))), start_worker, (threads,)) as pool:
-        bar = progress.add_task(f"rendering to {out}", total=count, completed=count - len(tasks))
-        for failure in pool.imap_unordered(render_one, tasks):
-            progress.advance(bar)
-            if failure:
-                failures += 1
-                if failure.fatal or failures > 5:
-                    raise SceneError(failure.text)
-                progress.console.print(failure.text)
+    try:
+        with _progress() as progress, pool_of(min(workers, max(1, len(tasks))), start_worker, (threads,)) as pool:
+            bar = progress.add_task(f"rendering to {out}", total=count, completed=count - len(tasks))
+            for failure in pool.imap_unordered(render_one, tasks):
+                progress.advance(bar)
+                if failure:
+                    failures += 1
+                    if failure.fatal or failures > 5:
+                        raise SceneError(failure.text)
+                    progress.console.print(failure.text)
+    except KeyboardInterrupt:
+        print("vl4ad: interrupted; the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
     print(f"{count - failures} frames in {out}" + (f", {failures} failed" if failures else ""))
 
 

@@ -1,7 +1,7 @@
 """Folders of rendered frames: `images/NAME.jpg`, `labels/NAME.png`, and `frames/NAME.json` with what each hazard is.
 
 Labels are 8 bit: 0..18 are the Cityscapes train ids, 255 is ignored, and 100 + i is hazard i of that frame, whose name, kind
-(procedural or cutout) and split (seen or held_out) stand in the frame's JSON under "hazards".
+(procedural, cutout or assembly) and split (seen or held_out) stand in the frame's JSON under "hazards".
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class Recipe:
         cutouts: folder of cut-outs, None = only procedural hazards.
         exactly: these hazard types, one of each, instead of a draw from the split's.
         hazard_y: how far ahead hazards lie, metres.
+        assembled: share of the drawn hazards that are put together at random and have no name (scenes/assemblies.py).
     """
 
     height: int = 384
@@ -47,6 +48,7 @@ class Recipe:
     cutouts: str | None = None
     exactly: tuple[str, ...] | None = None
     hazard_y: tuple[float, float] = (5.0, 32.0)
+    assembled: float = 0.0
 
 
 _renderers: dict[tuple[int, int], Renderer] = {}
@@ -71,7 +73,10 @@ def make_frame(recipe: Recipe, seed: int) -> tuple[np.ndarray, np.ndarray, dict]
     names = _cutouts(recipe.cutouts) if recipe.cutouts else {}
     wanted = [n for n in names if cutout_files.is_held_out(n) == (recipe.split == "held_out")]
     quiet = {"train": None, "quiet": True}.get(recipe.split, False)
-    world = make_world(seed, split=recipe.split, quiet=quiet, cutout_names=wanted, exactly=recipe.exactly, hazard_y=recipe.hazard_y)
+    world = make_world(
+        seed, split=recipe.split, quiet=quiet, cutout_names=wanted, exactly=recipe.exactly, hazard_y=recipe.hazard_y,
+        assembled=recipe.assembled,
+    )  # fmt: skip
     pictures = cutout_files.load([names[name] for name in world.pictures]) if world.pictures else None
     drawn = renderer_for(recipe.height, recipe.width).render(world.at(0.0), pictures)
     r = np.random.default_rng(np.random.SeedSequence([seed, 11]))
@@ -91,7 +96,7 @@ def label(drawn: Rendered, world: World, numbers: dict[int, int]) -> tuple[np.nd
         if not pixels.any():
             continue
         name, kind = world.hazards[instance]
-        held_out = BY_NAME[name].held_out if kind == "procedural" else cutout_files.is_held_out(name)
+        held_out = BY_NAME[name].held_out if kind == "procedural" else kind == "cutout" and cutout_files.is_held_out(name)
         labels[pixels] = number
         hazards[str(number)] = {
             "name": name, "kind": kind, "split": "held_out" if held_out else "seen", "pixels": int(pixels.sum()),
@@ -159,10 +164,13 @@ def missing(recipe: Recipe, seeds: range, folder: Path) -> list[int]:
             theirs = dict(json.loads(note.read_text()))
         except ValueError:
             raise SceneError(f"{note} is damaged: remove it, or name another folder") from None
-        differing = [key for key in mine if mine[key] != theirs.get(key)]
+        usual = asdict(Recipe())  # what a folder means that was begun before a key came in
+        differing = [key for key in mine if mine[key] != theirs.get(key, usual[key])]
         if differing:
             key = differing[0]
-            raise SceneError(f"{folder} holds frames with {key} {theirs.get(key)}, not {mine[key]}: name another folder")
+            raise SceneError(
+                f"{folder} holds frames with {key} {theirs.get(key, usual[key])}, not {mine[key]}: name another folder"
+            )
     else:
         write_bytes(note, json.dumps(mine).encode())
     return [seed for seed in seeds if not frame_paths(folder, frame_name(seed))[2].is_file()]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from vl4ad_model.scenes import classes, people, street, vehicles
+from vl4ad_model.scenes import assemblies, classes, people, street, vehicles
 from vl4ad_model.scenes.classes import HAZARD_CLASS
 from vl4ad_model.scenes.hazard_shapes import SHAPES
 from vl4ad_model.scenes.hazards import HELD_OUT, SEEN
@@ -87,7 +87,7 @@ class World:
         actors: what moves.
         speed: of the camera along y, m/s.
         cutouts: rows (x, y, z, yaw, width, height, picture, brightness, class, instance).
-        hazards: instance -> (name, kind), kind is "procedural" or "cutout".
+        hazards: instance -> (name, kind), kind is "procedural", "cutout" or "assembly".
         pictures: names of the cut-outs that `cutouts` refers to by index.
     """
 
@@ -165,7 +165,8 @@ def make_camera(r, lane_x: float) -> Camera:
 
 
 def make_world(seed: int, *, split: str = "train", quiet: bool | None = None, cutout_names: list[str] | None = None,
-               exactly: tuple[str, ...] | None = None, hazard_y: tuple[float, float] = (5.0, 32.0)) -> World:  # fmt: skip
+               exactly: tuple[str, ...] | None = None, hazard_y: tuple[float, float] = (5.0, 32.0),
+               assembled: float = 0.0) -> World:  # fmt: skip
     """Compose one street.
 
     Args:
@@ -174,6 +175,7 @@ def make_world(seed: int, *, split: str = "train", quiet: bool | None = None, cu
         cutout_names: cut-outs that may be pasted.
         exactly: these hazard types instead, one of each.
         hazard_y: how far ahead hazards lie on the road, metres.
+        assembled: share of the drawn hazards that are assemblies, things without a name.
     """
     r = np.random.default_rng(np.random.SeedSequence([seed, 7]))
     scene, light = Scene(), make_light(r)
@@ -199,7 +201,7 @@ def make_world(seed: int, *, split: str = "train", quiet: bool | None = None, cu
     taken = [(lane_x, -10.0, 4.5)]
     hazards = r.random() > 0.25 if quiet is None else not quiet
     if hazards:
-        _hazards(world, r, half, split, cutout_names or [], exactly, hazard_y, taken, lane_x)
+        _hazards(world, r, half, split, cutout_names or [], exactly, hazard_y, taken, lane_x, assembled)
     _traffic(world, r, lanes, lane_width, taken)
     _people(world, r, half_all, walks, taken)
     if cutout_names and not (quiet or split == "quiet") and r.random() < 0.35:
@@ -259,7 +261,9 @@ def _people(world: World, r, half, walks, taken) -> None:
         world.actors.append(Actor(draw, class_id, (x, y, z), r.uniform(0, 2 * np.pi), 0.0, int(r.integers(2**31)), {}, (0.0, lean)))
 
 
-def _hazards(world: World, r, half: float, split: str, cutouts: list[str], exactly, span, taken: list, lane_x: float) -> None:
+def _hazards(
+    world: World, r, half: float, split: str, cutouts: list[str], exactly, span, taken: list, lane_x: float, assembled: float
+) -> None:
     pool = HELD_OUT if split == "held_out" else SEEN
     wanted: list[str | None] = list(exactly) if exactly else [None] * int(r.choice([1, 1, 2, 2, 3]))
     for name in wanted:
@@ -268,7 +272,9 @@ def _hazards(world: World, r, half: float, split: str, cutouts: list[str], exact
         if not _free(taken, x, y, 1.5):
             continue
         taken.append((x, y, 1.5))
-        if name is None and cutouts and r.random() < 0.4:
+        if name is None and assembled and r.random() < assembled:
+            _assembly(world, r, (x, y, 0.0))
+        elif name is None and cutouts and r.random() < 0.4:
             _cutout(world, r, cutouts, (x, y, 0.0), r.uniform(0.35, 1.7))
         else:
             place_hazard(world, r, name or str(r.choice(pool)), (x, y, 0.0))
@@ -280,6 +286,13 @@ def place_hazard(world: World, r, name: str, at: tuple[float, float, float], yaw
     world.hazards[instance] = (name, "procedural")
     yaw, scale = r.uniform(0, 2 * np.pi) if yaw is None else yaw, r.uniform(0.8, 1.25)
     SHAPES[name](Pen(world.scene, r, HAZARD_CLASS, at=at, yaw=yaw, scale=scale, instance=instance), r)
+
+
+def _assembly(world: World, r, at: tuple[float, float, float]) -> None:
+    instance = len(world.hazards) + 1
+    world.hazards[instance] = (assemblies.NAME, "assembly")
+    pen = Pen(world.scene, r, HAZARD_CLASS, at=at, yaw=r.uniform(0, 2 * np.pi), instance=instance)
+    assemblies.assembly(pen, r)
 
 
 def _cutout(world: World, r, names: list[str], at, height: float) -> None:

@@ -39,6 +39,7 @@ class TrainingConfig:
     Attributes:
         model: registry name, or folder (relative to the file, else as typed); its CLIP is kept frozen, its decoder trained.
         start_from_weights: start from the model's present decoder weights (fine-tuning) instead of fresh ones.
+        refined: give the decoder residual blocks at strides 8 and 4 if it has none; they start as the identity.
         data: images to learn from.
         validation: images that decide about early stopping and the best checkpoint; empty = keep the last.
         vocabulary: YAML file of the known classes; None = Cityscapes.
@@ -71,6 +72,7 @@ class TrainingConfig:
     vocabulary: Path | None = None
     cutouts: Path | None = None
     start_from_weights: bool = False
+    refined: bool = False
     crop: tuple[int, int] = (512, 1024)
     scales: tuple[float, float] = (0.5, 2.0)
     anchored_queries: bool = False

@@ -114,10 +114,11 @@ def cityscapes_train_ids(labels: np.ndarray) -> np.ndarray:
 
 
 def hazard_names(frames: Sequence[FrameFiles]) -> set[str]:
-    """The names of all hazards that a list of rendered frames shows."""
+    """The names of all hazards that a list of rendered frames shows; assemblies have none."""
     names: set[str] = set()
     for files in frames:
         if files.info is not None:
             info = json.loads(files.info.read_text(encoding="utf-8"))
-            names.update(str(value["name"]) for value in info.get("hazards", {}).values())
+            hazards = info.get("hazards", {}).values()
+            names.update(str(value["name"]) for value in hazards if value.get("kind") != "assembly")
     return names

@@ -55,7 +55,8 @@ def frozen_pyramid(
         if tuple(images.shape) != (batch, 3, *size):
             return eager(images)
         request.infer([images.float().numpy()])
-        return tuple(torch.from_numpy(request.get_output_tensor(i).data.copy()) for i in range(4))  # type: ignore[return-value]
+        maps = (torch.from_numpy(request.get_output_tensor(i).data).clone(memory_format=torch.channels_last) for i in range(4))
+        return tuple(maps)  # type: ignore[return-value]
 
     return run
 

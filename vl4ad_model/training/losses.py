@@ -19,6 +19,7 @@ from vl4ad_model.training.words import Words
 
 IGNORED = 255
 ABSENT, NOTHING = -2, -1
+CELL = 4  # pixels
 # Names this alike are not told apart: whoever sees a "boulder" may say "rock".
 SAME_MEANING = 0.7
 
@@ -50,11 +51,13 @@ class Targets:
     emphasis: Tensor
 
 
-def sample_points(labels: Tensor, count: int) -> Tensor:
+def sample_points(labels: Tensor, count: int, *, beside: bool = False) -> Tensor:
     """Points of each image, half of them uniform, half with rare segments favoured (probability ~ segment size ^ -1/2).
 
     Args:
         labels: (B, H, W) int64 in 0..255.
+        beside: what lies within one or two cells of 4 pixels from a rare segment is favoured like the segment itself: masks are
+            asked for beside thin things as often as inside them, and do not grow fat.
 
     Returns:
         (B, count) int64 flat pixel indices.
@@ -63,7 +66,12 @@ def sample_points(labels: Tensor, count: int) -> Tensor:
     batch, pixels = flat.shape
     uniform = torch.randint(pixels, (batch, count // 2), device=flat.device)
     sizes = torch.zeros(batch, 256, device=flat.device).scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float32))
-    weight = sizes.clamp_min(1).pow(-0.5).gather(1, flat) * (flat != IGNORED) + 1e-8
+    weight = sizes.clamp_min(1).pow(-0.5).gather(1, flat) * (flat != IGNORED)
+    if beside:
+        cells = F.max_pool2d(weight.view(labels.shape)[:, None], CELL, ceil_mode=True)
+        around = F.max_pool2d(cells, kernel_size=3, stride=1, padding=1)
+        weight = F.interpolate(around, scale_factor=CELL)[..., : labels.shape[-2], : labels.shape[-1]].flatten(1)
+    weight = weight * (flat != IGNORED) + 1e-8
     favoured = torch.multinomial(weight, count - count // 2, replacement=True)
     return torch.cat((uniform, favoured), dim=1)
 
@@ -135,7 +143,7 @@ def proposal_losses(
         "total" and its parts "mask", "dice", "class", "map", "name", scalars; parts are before their weight.
     """
     height, width = targets.labels.shape[-2:]
-    chosen = sample_points(targets.labels, points)
+    chosen = sample_points(targets.labels, points, beside=True)
     point_labels = targets.labels.flatten(1).gather(1, chosen)
     valid = (point_labels != IGNORED).float()
     sums = {name: heads[0].mask_logits.new_zeros((), dtype=torch.float32) for name in ("mask", "dice", "class", "map", "name")}

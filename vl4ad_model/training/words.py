@@ -97,7 +97,7 @@ class WordSampler:
         self._canonical = self._rows[[self._place[name] for name in self._pool]] if names else self._rows[:0]
 
     def sample(self, present: Sequence[str]) -> Words:
-        """Words for a batch in which the hazards `present` can be seen."""
+        """Words for a batch in which the hazards `present` can be seen; those without a name get a generic one or none."""
         rng = self._rng
         groups = [self._some(group) for group in self._known]
         columns: dict[str, int] = {}
@@ -108,14 +108,17 @@ class WordSampler:
                 columns = dict.fromkeys(present, len(groups))
                 groups.append(self._some(GENERIC_NAMES))
             else:
-                for name in present:
+                for name in self._named(present):
                     if rng.random() < NAMED:
                         columns[name] = len(groups)
                         groups.append(self._some(self._names[name]))
-            groups += self._distractors(present)
+            groups += self._distractors(self._named(present))
         widest = max(map(len, groups))
         index = torch.tensor([[self._place[c] for c in (group + [group[0]] * widest)[:widest]] for group in groups])
         return self._paraphrase(Words(self._rows, index, columns, self._owners, self._things))
+
+    def _named(self, present: Sequence[str]) -> list[str]:
+        return [name for name in present if name in self._names]
 
     def _paraphrase(self, words: Words) -> Words:
         """Move some of the hazards' words by a random mixture of all words; what is moved has no owner."""

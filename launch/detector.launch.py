@@ -50,11 +50,12 @@ def _actions(context: LaunchContext) -> list:
         given["use_sim_time"] = _is_true(values["use_sim_time"])
     if values["cameras"]:
         given["cameras"] = _cameras(values["cameras"])
-        if values["image"] != "image":
-            raise RuntimeError("image:= is for one camera; with cameras:= each reads <name>/image: remap at the camera drivers")
     if values["params_file"] and not Path(values["params_file"]).is_file():
         # launch_ros would only warn, and the node start with other words than it was given.
         raise RuntimeError(f"params_file:={values['params_file']} is no file")
+    cameras = given.get("cameras") or (viewer_layouts.cameras_in(Path(values["params_file"])) if values["params_file"] else [])
+    if cameras and values["image"] != "image":
+        raise RuntimeError("image:= is for one camera; with several each reads <name>/image: remap at the camera drivers")
     environment = transport.large_image_environment() if _is_true(values["large_images"]) else {transport.SWITCH: "0"}
     detector = Node(
         package="vl4ad_ros",
@@ -69,20 +70,19 @@ def _actions(context: LaunchContext) -> list:
     )
     actions = [detector]
     if _is_true(values["rviz"]):
-        layout = ["-d", _layout(share / "config" / "detector.rviz", values, given)]
+        layout = ["-d", _layout(share / "config" / "detector.rviz", values["namespace"], cameras)]
         actions.append(_if_installed("rviz2", "rviz2", arguments=layout, additional_env=environment))
     if _is_true(values["foxglove"]):
-        layout = _layout(share / "config" / "foxglove_layout.json", values, given)
+        layout = _layout(share / "config" / "foxglove_layout.json", values["namespace"], cameras)
         actions.append(_if_installed("foxglove_bridge", "foxglove_bridge", additional_env=environment))
         actions.append(LogInfo(msg=f"Foxglove: connect to ws://localhost:8765 and import {layout}"))
     return actions
 
 
-def _layout(committed: Path, values: dict[str, str], given: dict) -> str:
+def _layout(committed: Path, namespace: str, cameras: list[str]) -> str:
     """One that shows the topics of this detector."""
-    cameras = given.get("cameras", ())
-    folder = Path(tempfile.mkdtemp(prefix="vl4ad-layout-")) if values["namespace"] or cameras else committed.parent
-    return str(viewer_layouts.layout_for(committed, folder, namespace=values["namespace"], cameras=cameras))
+    folder = Path(tempfile.mkdtemp(prefix="vl4ad-layout-")) if namespace or cameras else committed.parent
+    return str(viewer_layouts.layout_for(committed, folder, namespace=namespace, cameras=cameras))
 
 
 def _if_installed(package: str, executable: str, **arguments):

@@ -6,6 +6,7 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -19,6 +20,9 @@ def pytest_configure(config):
     # Nothing a test caches may come from, or stay in, the user's own cache; nothing may be downloaded.
     os.environ["VL4AD_CACHE"] = tempfile.mkdtemp(prefix="vl4ad-test-")
     os.environ["HF_HUB_OFFLINE"] = "1"
+    # How long an example takes is the machine's business.
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items):

@@ -41,6 +41,25 @@ def test_some_bad_images_are_a_warning_of_the_last_seconds_only(monkeypatch):
     assert said(statistics)[0] == DiagnosticStatus.OK
 
 
+def test_one_answer_in_the_window_is_an_answer():
+    statistics = CameraStatistics()
+    for _ in range(3):
+        statistics.arrived()
+    statistics.published_one(9.0, {}, "64x48 rgb8")
+    assert "no answer yet" not in said(statistics)[1]
+
+
+def test_counts_begin_anew_when_a_node_is_activated_again():
+    from vl4ad_ros.worker import NewestFrameWorker
+
+    worker = NewestFrameWorker(lambda source, frame: None, on_error=lambda error: None)
+    worker.offer("left", 1)
+    worker.offer("left", 2)
+    assert (worker.counts("left").received, worker.counts("left").dropped) == (2, 1)
+    worker.clear()
+    assert (worker.counts("left").received, worker.counts("left").dropped) == (0, 0)
+
+
 def test_nobody_subscribes_is_said_only_where_it_is_so():
     statistics = CameraStatistics()
     for _ in range(3):

@@ -11,7 +11,7 @@ from PIL import Image as PillowImage
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from builtin_interfaces.msg import Time
-from ros_fixtures import picture, running_detector
+from ros_fixtures import SMALL, new_domain, picture, running_detector
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
@@ -19,6 +19,7 @@ from std_msgs.msg import Header
 from vl4ad_model.vocabulary import Vocabulary
 from vl4ad_ros import images
 from vl4ad_ros.detector_client import DetectorClient, pixels, stamp_of
+from vl4ad_ros.detector_process import DetectorProcess
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +341,21 @@ def test_compressed_cameras_and_broken_jpegs():
                 assert (output.height, output.width) == (120, 160) and output.header == message.header
             user.send_message(CompressedImage(format="jpeg", data=jpeg[:-300], header=Header(stamp=user.now())))
         assert user.wait_for(lambda _: detector.log.count("cut off (no end marker)") == 1, timeout=10)
+
+
+def test_two_cameras_whose_cables_are_swapped_can_be_swapped_back():
+    """In a namespace, too, which the names in /diagnostics tell: several detectors share that topic."""
+    swapped = ["-r", "left/image:=/right/image", "-r", "right/image:=/left/image", "-r", "__ns:=/robot"]
+    domain, client = new_domain(), {"image_topic": "/right/image", "camera": "left", "topics": ("segmentation",)}
+    with DetectorProcess({**SMALL, "cameras": ["left", "right"]}, domain=domain, arguments=swapped) as detector:
+        detector.wait_until_active()
+        assert "listening to /right/image, /left/image" in detector.log
+        with DetectorClient(domain=domain, detector="/robot/vl4ad_detector", **client) as user:
+            user.wait_until_connected()
+            assert answered(user, picture()) is not None
+            status = "robot/vl4ad_detector: left"
+            assert user.wait_for(lambda c: int(c.diagnostics.get(status, {}).get("published", 0)) > 0, timeout=10)
+            assert user.wait_until_built()["engine"] == "torch"
 
 
 def test_a_best_effort_camera_is_heard_and_its_large_images_arrive():

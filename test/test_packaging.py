@@ -174,6 +174,19 @@ def test_the_layouts_follow_a_namespace_and_several_cameras(tmp_path):
     assert panels_in(layout["layout"]) == set(layout["configById"]), "every panel is placed, and no other"
 
 
+def test_a_launch_finds_the_cameras_of_a_parameter_file(tmp_path):
+    from vl4ad_ros.viewer_layouts import cameras_in
+
+    assert cameras_in(ROOT / "config/detector.yaml") == []
+    for node in ("vl4ad_detector", "/**", "/robot/vl4ad_detector"):
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({node: {"ros__parameters": {"cameras": ["front", "left"]}}}))
+        assert cameras_in(tmp_path / "mine.yaml") == ["front", "left"]
+    for text in ("[", "7", "vl4ad_detector: {ros__parameters: 3}", "a: {ros__parameters: {cameras: 3}}", ""):
+        (tmp_path / "mine.yaml").write_text(text)
+        assert cameras_in(tmp_path / "mine.yaml") == []
+    assert cameras_in(tmp_path / "none.yaml") == []
+
+
 def panels_in(node):
     return {node} if isinstance(node, str) else panels_in(node["first"]) | panels_in(node["second"])
 

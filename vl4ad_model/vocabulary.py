@@ -249,8 +249,8 @@ def _parse_yaml(text: str, title: str) -> Any:
         where = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise VocabularyError(f"{title} is not YAML{where}: {problem}") from None
-    except (ValueError, RecursionError) as error:
-        # A date such as 2001-99-99, or brackets nested a thousand deep: the parser's own exceptions.
+    except (ValueError, RecursionError, TypeError, LookupError, AttributeError) as error:
+        # A date such as 2001-99-99, brackets nested a thousand deep, `!!bool maybe`: the parser's own exceptions.
         raise VocabularyError(f"{title} is not usable YAML: {error}") from None
 
 

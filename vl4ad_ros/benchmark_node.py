@@ -133,8 +133,7 @@ def measure_node(
             image = images.from_array(picture, "rgb8", Header(frame_id="camera"))
             user.wait_until_connected()
             # An engine that is compiled first is waited for; what is measured is the steady state.
-            if not user.wait_for(lambda c: _node(c).get("engine build") in ("done", "failed"), timeout=600):
-                raise Vl4adError("the engine was not built within ten minutes")
+            user.wait_until_built()
             _send(user, image, rate, 2.0)
             for kept in user.collected.outputs.values():
                 kept.clear()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from vl4ad_model.errors import EvaluationError
+from vl4ad_model.errors import EvaluationError, Vl4adError
 
 if TYPE_CHECKING:
     from vl4ad_ros.output_recording import RecordedMessage
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 HAZARDS = ["tyre|tire", "sofa|couch", "cardboard box", "ladder"]
 TOPICS = ("segmentation", "anomaly_score")
 NODE_STATUS = "vl4ad_detector: detector"
-BUILD_SECONDS = 300.0
 """How long an engine may be built; PyTorch would answer meanwhile, but far too slowly for what is shown here."""
 PATIENCE_SECONDS = 60.0
 """How long, for the old words and for the new ones, frames are asked for once more that were dropped during the drive."""
@@ -145,9 +144,7 @@ def main(
         with DetectorClient(domain=domain, **client_settings) as user:
             user.wait_until_connected()
             with console.status("building the engine (the first time only)"):
-                user.wait_for(
-                    lambda c: c.diagnostics.get(NODE_STATUS, {}).get("engine build") in ("done", "failed"), timeout=BUILD_SECONDS
-                )
+                user.wait_until_built()
             playback = play(user, recording, prompts, console)
             user.wait_for(lambda c: c.diagnostics.get(NODE_STATUS, {}).get("engine"), timeout=5)
             node = dict(user.collected.diagnostics.get(NODE_STATUS, {}))
@@ -160,7 +157,7 @@ def main(
                     again = ask_one_by_one(user, recording, playback, missing)
                 pairs = {**again[0], **pairs[0]}, {**again[1], **pairs[1]}
     if not playback.accepted:
-        raise EvaluationError(f"the detector refused the prompts: {playback.reason}")
+        raise EvaluationError(f"the prompts were not taken: {playback.reason or 'the detector did not answer'}")
     with console.status("writing the recording"):
         # After the drive, so that its cost is in none of the numbers.
         counts = output_recording.write_bag(kept, recorded_messages(user, recording, playback))
@@ -185,7 +182,10 @@ def play(user, recording, prompts: list[str], console) -> Playback:
     def change_words() -> None:
         asked = time.monotonic()
         versions = {labels.content["version"] for labels in user.collected.labels}
-        result.accepted, result.reason = user.set_parameter("hazard_prompts", prompts)
+        try:
+            result.accepted, result.reason = user.set_parameter("hazard_prompts", prompts)
+        except Vl4adError as error:  # the detector is gone or does not answer
+            result.reason = str(error)
         if result.accepted and user.wait_for(lambda c: c.labels and c.labels[-1].content["version"] not in versions, timeout=30):
             result.words_seconds = time.monotonic() - asked
 

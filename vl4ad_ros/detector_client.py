@@ -32,6 +32,8 @@ from vl4ad_model.errors import Vl4adError
 from vl4ad_ros import images, outputs, transport
 
 NODE = "/vl4ad_detector"
+BUILT = ("done", "failed")
+"""Values of "engine build" in that status when no engine is being built."""
 Stamp = tuple[int, int]
 """Seconds and nanoseconds of a header: what an output is matched to its image by."""
 
@@ -93,8 +95,10 @@ class DetectorClient:
         keep: int = 0,
         stamps_only: bool = False,
         node_name: str = "vl4ad_client",
+        detector: str = NODE,
     ) -> None:
         transport.prepare_this_process()
+        self._detector, self._status = detector, f"{detector.lstrip('/')}: detector"
         self.collected = Collected({topic: {} for topic in topics})
         self.domain, self._keep = domain, keep
         self._changed = threading.Condition()
@@ -105,10 +109,10 @@ class DetectorClient:
         kind = CompressedImage if compressed else Image
         topic = image_topic + "/compressed" if compressed and not image_topic.endswith("/compressed") else image_topic
         self._publisher = self.node.create_publisher(kind, topic, QoSProfile(depth=1, reliability=reliability))
-        prefix = f"{NODE}/{camera}/" if camera else f"{NODE}/"
+        prefix = f"{detector}/{camera}/" if camera else f"{detector}/"
         for name in topics:
             self.node.create_subscription(Image, prefix + name, self._keeper(name, stamps_only), outputs.MAPS_QOS, raw=stamps_only)
-        self.node.create_subscription(String, f"{NODE}/labels", self._on_labels, outputs.LATCHED)
+        self.node.create_subscription(String, f"{detector}/labels", self._on_labels, outputs.LATCHED)
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._clients: dict[str, Any] = {}
         self._executor = SingleThreadedExecutor(context=self._context)
@@ -199,7 +203,35 @@ class DetectorClient:
             if self._publisher.get_subscription_count() and all(self.node.count_publishers(topic) for topic in topics):
                 return
             time.sleep(0.02)
-        raise Vl4adError(f"no detector subscribed to {self._publisher.topic_name} within {timeout:.0f} s")
+        if not self._publisher.get_subscription_count():
+            raise Vl4adError(
+                f"no detector subscribed to {self._publisher.topic_name} within {timeout:.0f} s: is another name its image topic?"
+            )
+        missing = next(topic for topic in topics if not self.node.count_publishers(topic))
+        raise Vl4adError(
+            f"nothing publishes {missing} within {timeout:.0f} s: is the detector called {self._detector}, and has it one camera?"
+        )
+
+    def wait_until_built(self, timeout: float = 600.0, say: Callable[[str], None] = lambda text: None) -> dict[str, str]:
+        """Wait until the detector builds no engine any more; until then PyTorch answers, with other times and last digits.
+
+        Args:
+            say: called with one line where there is something to wait for.
+
+        Returns:
+            its status; empty where no detector of this name says one.
+
+        Raises:
+            Vl4adError: the build takes too long.
+        """
+        build = "engine build"
+        self.wait_for(lambda c: build in c.diagnostics.get(self._status, {}), timeout=10)
+        status = self.collected.diagnostics.get(self._status, {})
+        if build in status and status[build] not in BUILT:
+            say("the detector builds its engine (the first time only)")
+            if not self.wait_for(lambda c: c.diagnostics[self._status].get(build) in BUILT, timeout):
+                raise Vl4adError(f"the engine was not built within {timeout:.0f} s")
+        return dict(self.collected.diagnostics.get(self._status, {}))
 
     # --- services ---------------------------------------------------------------------------------------------------------
 
@@ -211,7 +243,7 @@ class DetectorClient:
         """
         client = self._clients.get(name)
         if client is None:
-            client = self._clients[name] = self.node.create_client(kind, f"{NODE}/{name}")
+            client = self._clients[name] = self.node.create_client(kind, f"{self._detector}/{name}")
         done = threading.Event()
         if not client.wait_for_service(timeout):
             raise Vl4adError(f"the detector has no service {name}: is it running?")

@@ -45,6 +45,7 @@ from vl4ad_ros.worker import LatestJob, NewestFrameWorker
 if TYPE_CHECKING:
     from vl4ad_model.engines.base import BuildProgress
     from vl4ad_model.segmenter import Segmenter
+    from vl4ad_model.vocabulary import Vocabulary
 
 NODE_NAME = "vl4ad_detector"
 GRACE_SECONDS = 1.0
@@ -79,6 +80,8 @@ class DetectorNode(LifecycleNode):
         self._loader: threading.Thread | None = None
         self._worker: NewestFrameWorker | None = None
         self._words: LatestJob | None = None
+        self._checked: tuple[parameters.Settings, Vocabulary] | None = None
+        self._words_in_use = True  # False when the parameters say words that could not be taken over
         self._inputs: list[CameraInput] = []
         self._outputs: dict[str, CameraOutputs] = {}
         self._labels: LabelOutputs | None = None
@@ -369,8 +372,11 @@ class DetectorNode(LifecycleNode):
                 vocabulary = settings.build_vocabulary()
                 if self._segmenter is not None:
                     self._segmenter.check_words(vocabulary, settings.classifier_or_none)
+                self._checked = settings, vocabulary
         except Vl4adError as error:
             return SetParametersResult(successful=False, reason=str(error))
+        except Exception as error:  # an exception of a callback would end the node
+            return SetParametersResult(successful=False, reason=f"{type(error).__name__}: {error}")
         return SetParametersResult(successful=True)
 
     def _apply_parameters(self, changes: list[Parameter]) -> None:
@@ -381,23 +387,30 @@ class DetectorNode(LifecycleNode):
         )
         if self._worker is not None and self.settings.max_rate != old.max_rate:
             self._worker.limit_rate(self.settings.max_rate)
-        if not self.settings.same_words(old):
-            self._change_words()
+        checked, self._checked = self._checked, None
+        if not self.settings.same_words(old) or not self._words_in_use:
+            same = checked is not None and checked[0].same_words(self.settings)
+            self._change_words(checked[1] if checked is not None and same else None)
         elif self._worker is not None and self.settings.anomaly_threshold != old.anomaly_threshold:
             self._worker.poke()  # LabelInfo says it, also while no image comes
 
-    def _change_words(self) -> None:
-        """Encode new words beside the running images and swap them in as one."""
+    def _change_words(self, vocabulary: Vocabulary | None) -> None:
+        """Encode new words beside the running images and swap them in as one.
+
+        Args:
+            vocabulary: of the present settings, as it was checked: its file may be another by now; None = read it.
+        """
         segmenter, words, worker, settings = self._segmenter, self._words, self._worker, self.settings
         if segmenter is None or words is None or worker is None:
             return
 
         def change() -> None:
             version = segmenter.reconfigure(
-                vocabulary=settings.build_vocabulary(),
+                vocabulary=vocabulary or settings.build_vocabulary(),
                 classifier=settings.classifier_or_none or segmenter.default_classifier,
                 merge_classes=settings.merge_classes,
             )
+            self._words_in_use = True
             hazards = ", ".join(f"'{hazard.prompt}'" for hazard in segmenter.vocabulary.hazards) or "none"
             self.get_logger().info(f"vocabulary version {version}: {segmenter.vocabulary.name}, hazards: {hazards:.500}")
             worker.poke()
@@ -406,7 +419,10 @@ class DetectorNode(LifecycleNode):
 
     def _words_failed(self, error: Exception) -> None:
         self._last_error = str(error)
-        self.get_logger().error(f"the new words cannot be used, the old ones stay: {error}")
+        self._words_in_use = False
+        self.get_logger().error(
+            f"the new words cannot be used, the old ones stay: {error} (set them again, or call ~/reload_vocabulary)"
+        )
 
     def _reload_vocabulary(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         del request
@@ -414,12 +430,12 @@ class DetectorNode(LifecycleNode):
             vocabulary = self.settings.build_vocabulary()
             if self._segmenter is not None:
                 self._segmenter.check_words(vocabulary)
-        except Vl4adError as error:
-            self._last_error = str(error)
-            response.success, response.message = False, f"{error}; the old words stay"
+        except Exception as error:  # one that left a callback would end the node
+            self._last_error = str(error) if isinstance(error, Vl4adError) else f"{type(error).__name__}: {error}"
+            response.success, response.message = False, f"{self._last_error}; the old words stay"
             self.get_logger().warning(response.message)
             return response
-        self._change_words()
+        self._change_words(vocabulary)
         response.success = True
         response.message = f"{vocabulary.known_count} classes and {vocabulary.hazard_count} hazards of '{vocabulary.name}'"
         return response
@@ -441,13 +457,18 @@ class DetectorNode(LifecycleNode):
             counts = worker.counts(camera)
             statuses.append(
                 diagnostics.camera_status(
-                    f"{self.get_name()}: {camera or 'camera'}",
+                    f"{self._full_name}: {camera or 'camera'}",
                     self._statistics[camera].snapshot(),
                     {"received": counts.received, "dropped": counts.dropped, "limited": counts.limited},
                     problems.get(camera, ""),
                 )
             )
         self._publish_diagnostics(statuses)
+
+    @property
+    def _full_name(self) -> str:
+        """With its namespace: /diagnostics is shared, and whoever reads it tells statuses apart by name."""
+        return self.get_fully_qualified_name().lstrip("/")
 
     def _time_runs(self) -> bool:
         """False while simulated time is wanted and no clock has been heard."""
@@ -478,7 +499,7 @@ class DetectorNode(LifecycleNode):
         elif self.load_problem and level == DiagnosticStatus.OK:
             level, message = DiagnosticStatus.ERROR, self.load_problem
         state = "active" if self._active else "inactive" if segmenter is not None else "not configured"
-        return diagnostics.status(f"{self.get_name()}: detector", level, message or state, values)
+        return diagnostics.status(f"{self._full_name}: detector", level, message or state, values)
 
     def _publish_diagnostics(self, statuses: list[DiagnosticStatus]) -> None:
         with contextlib.suppress(Exception):  # the context may go down at any time

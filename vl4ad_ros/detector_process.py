@@ -103,8 +103,11 @@ class DetectorProcess:
         """What it said so far."""
         return self.log_file.read_text(errors="replace") if self.log_file.exists() else ""
 
-    def wait_until_said(self, text: str, timeout: float) -> None:
+    def wait_until_said(self, text: str, timeout: float, hint: str = "") -> None:
         """Wait for a text in its log.
+
+        Args:
+            hint: what to do where the time is over.
 
         Raises:
             DetectorProcessError: it ended, or the time is over.
@@ -114,7 +117,7 @@ class DetectorProcess:
             if self.process.poll() is not None and text not in self.log:
                 raise DetectorProcessError(f"the detector ended with status {self.process.returncode}: {self._last_words()}")
             if time.monotonic() > deadline:
-                raise DetectorProcessError(f"the detector did not say '{text}' within {timeout:.0f} s: {self._last_words()}")
+                raise DetectorProcessError(f"the detector did not say '{text}' within {timeout:.0f} s{hint}: {self._last_words()}")
             time.sleep(0.05)
 
     def wait_until_active(self, timeout: float = 180.0) -> None:
@@ -123,7 +126,7 @@ class DetectorProcess:
         Raises:
             DetectorProcessError: it ended, or the time is over.
         """
-        self.wait_until_said(READY, timeout)
+        self.wait_until_said(READY, timeout, " (a model that must be downloaded first: vl4ad models fetch NAME)")
 
     def _last_words(self) -> str:
         return " / ".join(self.log.strip().splitlines()[-3:]) or "it said nothing"

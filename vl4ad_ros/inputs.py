@@ -28,10 +28,12 @@ class CameraInput:
         self._node, self._transport, self._receive = node, settings.image_transport, receive
         self._automatic = settings.qos_reliability == "auto"
         self._message_type = CompressedImage if self._transport == "compressed" else Image
-        topic = node.resolve_topic_name(f"{camera}/image" if camera else "image")
-        if self._transport == "compressed" and not topic.endswith("/compressed"):
-            topic += "/compressed"
-        self.topic = topic
+        # rclpy remaps whatever name it is given: a resolved one would go through the rules twice, and two swapped cameras back.
+        self._name = f"{camera}/image" if camera else "image"
+        self.topic = node.resolve_topic_name(self._name)
+        if self._transport == "compressed":
+            self.topic += "" if self.topic.endswith("/compressed") else "/compressed"
+            self._name = self.topic
         self._arrived = False
         self._seconds = 0
         self._subscribe(best_effort=settings.qos_reliability == "best_effort" or (self._automatic and self._offers_best_effort()))
@@ -40,7 +42,7 @@ class CameraInput:
         self._best_effort = best_effort
         reliability = ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE
         self._subscription = self._node.create_subscription(
-            self._message_type, self.topic, self._on_message, QoSProfile(depth=1, reliability=reliability)
+            self._message_type, self._name, self._on_message, QoSProfile(depth=1, reliability=reliability)
         )
 
     def _on_message(self, message: Any) -> None:
@@ -48,7 +50,7 @@ class CameraInput:
         self._receive(self.camera, message)
 
     def _publishers(self) -> list[Any]:
-        return self._node.get_publishers_info_by_topic(self.topic)
+        return self._node.get_publishers_info_by_topic(self._name)
 
     def _offers_best_effort(self) -> bool:
         return any(each.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for each in self._publishers())
@@ -76,10 +78,10 @@ class CameraInput:
         others = {each.topic_type for each in publishers} - {_name_of(self._message_type)}
         if others:
             found = sorted(others)[0]
-            hint = f": set image_transport to {_TYPES[found]}" if found in _TYPES else ""
+            hint = f": start the detector with -p image_transport:={_TYPES[found]}" if found in _TYPES else ""
             return f"{self.topic} carries {found}, not {_name_of(self._message_type)}{hint}"
         if not self._best_effort and self._offers_best_effort():
-            return f"{self.topic} is published best effort only: set qos_reliability to auto or best_effort"
+            return f"{self.topic} is published best effort only: start the detector with -p qos_reliability:=auto"
         if self._seconds >= 3:
             return f"{self.topic} has a publisher but no image arrives: large images need the transport profile, see docs/ros.md"
         return ""

@@ -263,6 +263,7 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
             )
         )
         client.wait_until_connected()
+        status = client.wait_until_built(say=lambda text: print(text, file=sys.stderr))
         asked = {name: client.get_parameter(name) for name in ("model", "engine", "hazard_prompts", "merge_classes", "classifier")}
         vocabulary = _class_names(client.get_parameter("vocabulary_file"))
         source = replace(source, class_count=len(vocabulary))
@@ -275,6 +276,7 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
         "source": "live",
         "bags": [source.describe()],
         "model": _model_settings(asked),
+        "detector": {name: status[name] for name in ("engine", "engine reason", "device", "precision") if name in status},
         "speed": "lossless" if options.rate is None else f"{options.rate:g} x",
     }
     settings_ = runner.Settings(options.track, metrics, options.threshold, None, vocabulary)

@@ -72,9 +72,10 @@ class NewestFrameWorker:
             self._condition.notify()
 
     def clear(self) -> None:
-        """Forget the frames that wait."""
+        """Forget the frames that wait, and what became of the others."""
         with self._condition:
             self._frames.clear()
+            self._counts.clear()
 
     def poke(self) -> None:
         """Have `on_wake` called soon, frame or not."""

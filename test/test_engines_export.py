@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -229,9 +230,7 @@ def test_a_tensorrt_build_can_be_stopped_and_leaves_nothing(tiny, by, tmp_path):
 
     def stop(progress):
         if progress.stage.startswith("compiling: "):
-            if by == "ctrl-c":
-                raise KeyboardInterrupt  # as it comes: out of whatever Python does at that moment
-            engine.cancel()
+            signal.raise_signal(signal.SIGINT) if by == "ctrl-c" else engine.cancel()
 
     engine = tensorrt_engine.TensorRTEngine(
         tiny, network_size=(HEIGHT, WIDTH), device="cuda", model_name="tiny", cache=EngineCache(tmp_path), progress=stop
@@ -240,6 +239,7 @@ def test_a_tensorrt_build_can_be_stopped_and_leaves_nothing(tiny, by, tmp_path):
     with pytest.raises(KeyboardInterrupt if by == "ctrl-c" else EngineError) as stopped:
         engine.build(False)
     assert by == "ctrl-c" or str(stopped.value) == "the build was cancelled"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert not engine._cache.entries()
 
 

@@ -23,9 +23,10 @@ from vl4ad_model.network.mask_decoder import QueryMasks
 from vl4ad_model.training import losses
 from vl4ad_model.training.augmentation import CutOuts, SeenThings, augment
 from vl4ad_model.training.config import DataSource, TrainingConfig
-from vl4ad_model.training.data import Frame, find_frames, read_frame
+from vl4ad_model.training.data import Frame, find_frames, hazard_names, read_frame
 from vl4ad_model.training.features import with_pyramids
 from vl4ad_model.training.matching import assign, match_cost
+from vl4ad_model.training.trainer import without_specks
 from vl4ad_model.training.words import Words, WordSampler
 from vl4ad_model.vocabulary import Vocabulary
 
@@ -215,6 +216,15 @@ def test_points_lie_beside_thin_things_as_often_as_on_them():
     on_too, near_too, ignored_too = shares(losses.sample_points(labels, 20_000, beside=True))
     assert near_too / 3 == pytest.approx(on_too, rel=0.25)
     assert max(ignored, ignored_too) < 0.09, "the uniform half meets what is ignored, the other half never"
+
+
+def test_specks_are_ignored_not_taught_to_be_nothing():
+    labels = torch.zeros(2, 32, 48, dtype=torch.int64)
+    labels[0, 4:7, 4:7], labels[0, 10:14, 10:14], labels[1, 10:14, 10:14] = 12, 11, 100
+    without = without_specks(labels)
+    assert (without[0, 4:7, 4:7] == 255).all() and int((without == 255).sum()) == 9
+    assert torch.equal(torch.where(without == 255, labels, without), labels)
+    assert int((labels == 12).sum()) == 9, "the labels themselves stay"
 
 
 def test_paraphrases_lie_near_their_names_and_move_only_hazards(segmenter):
@@ -513,6 +523,20 @@ def test_resuming_with_other_settings_is_said_and_with_another_vocabulary_refuse
     (tmp_path / "words.yaml").write_text("classes: [road, car]")
     with pytest.raises(TrainingError, match=r"made with vocabulary None, not .*words\.yaml"):
         trainer(vocabulary="words.yaml")
+    saved = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)
+    torch.save({**saved, "clip": "of another model, whose folder is called the same"}, tmp_path / "run/checkpoint.pt")
+    with pytest.raises(TrainingError, match="made with another CLIP: use another folder"):
+        trainer()
+
+
+def test_a_frame_that_does_not_say_its_hazards_is_named(tmp_path):
+    for text in ("{", "7", '{"hazards": {"100": {}}}', '{"hazards": {"x": {"name": "sofa"}}}'):
+        _write_frame(tmp_path / "frames_", "a")
+        (tmp_path / "frames_/frames/a.json").write_text(text)
+        files = find_frames(DataSource("rendered", tmp_path / "frames_"))
+        for read in (lambda files: read_frame(files[0]), hazard_names):
+            with pytest.raises(TrainingError, match=r"frames/a\.json does not say what the hazards are"):
+                read(files)
 
 
 def test_images_that_cannot_be_read_end_a_run_instead_of_keeping_it_busy(tmp_path, rendered):

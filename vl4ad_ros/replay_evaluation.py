@@ -28,7 +28,7 @@ from vl4ad_model.evaluation import bags, commands, runner
 from vl4ad_model.evaluation.component_metrics import TRACKS
 from vl4ad_model.evaluation.frame_counts import METRICS
 from vl4ad_model.evaluation.options import class_names
-from vl4ad_model.evaluation.outputs import check_writable
+from vl4ad_model.evaluation.outputs import check_report, check_writable
 from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure
 
 SCORE, LABELS = "anomaly_score", "segmentation"
@@ -232,7 +232,7 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
     if options.json_file:
         check_writable(options.json_file, folder=False)
     if options.report:
-        check_writable(options.report, folder=True)
+        check_report(options.report)
     source = bags.open_bag(
         options.bag,
         image_topic=options.image_topic,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +25,7 @@ def benchmark_agreement(
     only: Annotated[str, typer.Option("--engines", help="Some of onnx,openvino.")] = "onnx,openvino",
     precision: Annotated[str, typer.Option(help="fp32, or fp16: how much half precision changes, emulated on the CPU.")] = "fp32",
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the network; default: the model's own.")] = "",
-    every: Annotated[int, typer.Option(min=1, help="Folders: every n-th image. Bags: one frame every n seconds.")] = 1,
+    every: Annotated[int, typer.Option(min=1, help="Folders: every n-th image. Bags: one frame every n seconds; 1 = all.")] = 1,
     hazard: Annotated[list[str] | None, typer.Option("--hazard", help="A hazard in words; repeat for more.")] = None,
     float64: Annotated[bool, typer.Option(help="Also PyTorch in float64: what rounding alone changes.")] = True,
     untrained: Untrained = False,
@@ -38,6 +37,11 @@ def benchmark_agreement(
 
     from vl4ad_model import engines
     from vl4ad_model.engines.agreement import compare
+    from vl4ad_model.evaluation.outputs import check_writable, write_json
+    from vl4ad_model.evaluation.results import plain
+
+    if json_file:
+        check_writable(json_file, folder=False)
 
     if precision not in engines.PRECISIONS:
         raise EngineError(f"precision '{precision}' is unknown: use {', '.join(engines.PRECISIONS)}")
@@ -63,7 +67,7 @@ def benchmark_agreement(
     for row in failed:
         console.print(f"{row.engine}: {'; '.join(row.outside)} ({row.worst})", highlight=False, soft_wrap=True)
     if json_file:
-        json_file.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+        write_json(json_file, plain([asdict(row) for row in rows]))
     if failed:
         raise typer.Exit(1)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import logging
@@ -88,8 +89,9 @@ def network_digest(network: FCCLIP) -> str:
     return digest.hexdigest()
 
 
+@functools.cache
 def code_digest() -> str:
-    """sha256 over the sources that decide what a compiled graph computes."""
+    """sha256 over the sources that decide what a compiled graph computes, as they were when this process first asked."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -103,6 +102,7 @@ def engines_list(json_file: JsonFile = None) -> None:
 
     from vl4ad_model import engines
     from vl4ad_model.engines.cache import EngineCache
+    from vl4ad_model.evaluation.outputs import write_json
 
     console = Console()
     table = Table("engine", "on this machine")
@@ -121,7 +121,7 @@ def engines_list(json_file: JsonFile = None) -> None:
     console.print(files if entries else f"no compiled engines in {cache.folder}", soft_wrap=True, highlight=False)
     if json_file:
         listed = [{"file": e.path.name, "bytes": e.size, "whole": e.whole, **e.description} for e in entries]
-        json_file.write_text(json.dumps({"engines": here, "folder": str(cache.folder), "files": listed}, indent=1))
+        write_json(json_file, {"engines": here, "folder": str(cache.folder), "files": listed})
 
 
 @engines_app.command("clean")
@@ -160,6 +160,11 @@ def benchmark_engines(
 
     from vl4ad_model import engines
     from vl4ad_model.engines.benchmark import floor_of, measure
+    from vl4ad_model.evaluation.outputs import check_writable, write_json
+    from vl4ad_model.evaluation.results import plain
+
+    if json_file:
+        check_writable(json_file, folder=False)
 
     if unknown := [name for name in only.split(",") if name.strip() and name.strip() not in engines.ENGINES[1:]]:
         raise EngineError(f"engine '{unknown[0].strip()}' is unknown: use {', '.join(engines.ENGINES[1:])}")
@@ -198,7 +203,7 @@ def benchmark_engines(
             highlight=False, soft_wrap=True,
         )  # fmt: skip
     if json_file:
-        json_file.write_text(json.dumps(rows + [{"floor": least} for least in floors], indent=1))
+        write_json(json_file, plain(rows + [{"floor": least} for least in floors]))
     if all(row.get("error") for row in rows):
         raise EngineError("no engine was measured")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -101,10 +102,8 @@ class CompiledEngine(Engine):
 
     @classmethod
     def library_key(cls) -> str:
-        """The versions of all libraries that shape a file."""
-        import torch
-
-        return f"{cls.library()}, torch {torch.__version__.split('+')[0]}"
+        """The versions of all libraries that shape a file: what compiles it, and what the graph was traced through."""
+        return ", ".join((cls.library(), *_traced_with()))
 
     def key(self, pooled: bool) -> EngineKey:
         """What names the compiled file of a variant."""
@@ -249,6 +248,17 @@ class CompiledEngine(Engine):
             for runner in self._runners.values():
                 runner.close()
             self._runners.clear()
+
+
+@functools.cache
+def _traced_with() -> tuple[str, ...]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for name in ("torch", "open_clip_torch", "timm", "onnx"):
+        with contextlib.suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name).split('+')[0]}")
+    return tuple(found)
 
 
 class Reporter:

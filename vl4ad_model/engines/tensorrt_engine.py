@@ -7,9 +7,13 @@ TensorRT itself builds for the GPU it runs on. Either needs a GPU to load and ru
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import re
+import signal
+import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vl4ad_model.engines.compiled import CompiledEngine, Reporter
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _MODULES = ("tensorrt", "tensorrt_rtx")
+_MOST_ERRORS = 10_000  # kept; whoever has seen so many has seen enough
 
 
 def library() -> Any:
@@ -82,7 +87,8 @@ class TensorRTEngine(CompiledEngine):
 
     def _compile(self, model: onnx.ModelProto, report: Reporter) -> bytes:
         trt = library()
-        logger, messages = _logger(trt)
+        logger = _logger(trt)
+        said = len(logger.errors)
         builder = trt.Builder(logger)
         network = builder.create_network(_strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)
@@ -98,14 +104,14 @@ class TensorRTEngine(CompiledEngine):
         config.clear_flag(trt.BuilderFlag.TF32)  # float32 is to be float32: TF32 keeps ten bits of it
         monitor = _monitor(trt, report)
         config.progress_monitor = monitor
-        plan = builder.build_serialized_network(network, config)
+        with _interrupts_of(monitor):
+            plan = builder.build_serialized_network(network, config)
         if monitor.interrupted:
             raise KeyboardInterrupt
         if plan is None and report.cancelled.is_set():
             raise EngineError("the build was cancelled")
         if plan is None:
-            text = messages[-1] if messages else "no reason given"
-            raise EngineError(f"{trt.__name__} cannot build the network: {text}")
+            raise EngineError(f"{trt.__name__} cannot build the network: {logger.since(said)}")
         return bytes(plan)
 
     def load(self, content: bytes) -> _TensorRTRunner:
@@ -127,9 +133,8 @@ def parse_target(text: str) -> str:
 def describe(model: onnx.ModelProto) -> dict[str, tuple[tuple[int, ...], str]]:
     """Inputs and outputs as TensorRT itself understands a model: name -> (shape, type). Needs no GPU."""
     trt = library()
-    logger, _ = _logger(trt)
-    network = trt.Builder(logger).create_network(_strongly_typed(trt))
-    parser = trt.OnnxParser(network, logger)
+    network = trt.Builder(_logger(trt)).create_network(_strongly_typed(trt))
+    parser = trt.OnnxParser(network, _logger(trt))
     if not parser.parse(model.SerializeToString()):
         raise EngineError(f"{trt.__name__} cannot read the network: {parser.get_error(0).desc().splitlines()[0]}")
     tensors = [network.get_input(i) for i in range(network.num_inputs)]
@@ -142,8 +147,8 @@ class _TensorRTRunner:
         import torch
 
         trt = library()
-        logger, messages = _logger(trt)
-        self._messages = messages
+        self._logger = logger = _logger(trt)
+        said = len(logger.errors)
         self._device = torch.device(device)
         types = {trt.float32: torch.float32, trt.float16: torch.float16, trt.bool: torch.bool, trt.uint8: torch.uint8}
         self._context: Any
@@ -153,8 +158,7 @@ class _TensorRTRunner:
             self._engine = self._runtime.deserialize_cuda_engine(content)
             self._context = self._engine.create_execution_context() if self._engine is not None else None
         if self._context is None:
-            text = messages[-1] if messages else "no reason given"
-            raise EngineError(f"{trt.__name__} cannot load the engine on {device}: {text}")
+            raise EngineError(f"{trt.__name__} cannot load the engine on {device}: {logger.since(said)}")
         self._names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         self._inputs = [n for n in self._names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
         self._outputs = [n for n in self._names if n not in self._inputs]
@@ -172,7 +176,7 @@ class _TensorRTRunner:
         from vl4ad_model.engines.onnx_export import OUTPUTS
 
         with torch.cuda.device(self._device):
-            callers = torch.cuda.current_stream()
+            callers, said = torch.cuda.current_stream(), len(self._logger.errors)
             self._taken.synchronize()  # the pinned buffer must have been read before it is filled again
             self._pinned.copy_(torch.from_numpy(images))
             # Made on the caller's stream, whose they are: its earlier work on the same memory comes first.
@@ -191,9 +195,7 @@ class _TensorRTRunner:
                 done = self._context.execute_async_v3(self._stream.cuda_stream)
             callers.wait_stream(self._stream)
             if not done:
-                raise RuntimeError(
-                    f"TensorRT did not run the network: {self._messages[-1] if self._messages else 'no reason given'}"
-                )
+                raise RuntimeError(f"TensorRT did not run the network: {self._logger.since(said)}")
         return [outputs[name] for name in OUTPUTS if name in outputs]
 
     def close(self) -> None:
@@ -226,19 +228,44 @@ def check_target(target: str) -> None:
         raise EngineError(f"{trt.__name__} {trt.__version__} cannot build for {target}: it knows {known}")
 
 
-def _logger(trt: Any) -> tuple[Any, list[str]]:
-    """A logger for TensorRT that keeps errors instead of printing them."""
-    messages: list[str] = []
+@functools.cache
+def _logger(trt: Any) -> Any:
+    """The logger of this process, which keeps errors instead of printing them.
+
+    There is one, for ever: TensorRT ignores a second one while anything made with the first is alive, and must outlive neither.
+    """
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.errors: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                messages.append(message.splitlines()[0])
+            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR) and len(self.errors) < _MOST_ERRORS:
+                self.errors.append(message.splitlines()[0])
 
-    return Logger(), messages
+        def since(self, count: int) -> str:
+            """The last of the errors that came after the first `count`."""
+            return self.errors[-1] if len(self.errors) > count else "no reason given"
+
+    return Logger()
+
+
+@contextlib.contextmanager
+def _interrupts_of(monitor: Any) -> Iterator[None]:
+    """Ctrl-C stops the build at TensorRT's next step; as an exception it would come up in any of the callbacks and be lost."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: Any) -> None:
+        monitor.interrupted = True
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)
 
 
 def _monitor(trt: Any, report: Reporter) -> Any:
@@ -249,7 +276,7 @@ def _monitor(trt: Any, report: Reporter) -> Any:
             trt.IProgressMonitor.__init__(self)
             self.phases: dict[str, tuple[str | None, int, int]] = {}  # name -> (parent, steps, steps done)
             self.highest = report.export_share
-            self.interrupted = False  # by Ctrl-C, which must not pass through TensorRT's own code as an exception
+            self.interrupted = False  # by Ctrl-C
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:
             self.phases[name] = (parent, max(1, steps), 0)
@@ -266,12 +293,6 @@ def _monitor(trt: Any, report: Reporter) -> Any:
             self.phases.pop(name, None)
 
         def say(self, name: str) -> None:
-            try:
-                self._say(name)
-            except KeyboardInterrupt:
-                self.interrupted = True
-
-        def _say(self, name: str) -> None:
             part, current = 0.0, name
             while current in self.phases:
                 parent, steps, done = self.phases[current]

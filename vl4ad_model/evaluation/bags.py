@@ -7,6 +7,7 @@ Listing the frames reads the stamps only; frames are then read by time, so proce
 from __future__ import annotations
 
 import io
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -165,6 +166,9 @@ def open_bag(
         EvaluationError: no bag, damaged, or no such topic; the message lists the topics there are.
     """
     path = Path(path)
+    for name_, seconds in (("tolerance", tolerance), ("every", every)):
+        if not math.isfinite(seconds):
+            raise EvaluationError(f"{name_} must be a number of seconds, not {seconds}")
     reader = _reader(path)
     topics = {
         connection.topic: (connection.msgtype, connection.msgcount)

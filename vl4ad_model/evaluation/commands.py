@@ -37,7 +37,7 @@ from vl4ad_model.evaluation.options import (
     takes_model,
 )  # fmt: skip
 from vl4ad_model.evaluation.ordinary_commands import calibrate, prompts_app
-from vl4ad_model.evaluation.outputs import check_writable, finish, version, warn, write_json
+from vl4ad_model.evaluation.outputs import check_report, check_writable, finish, version, warn, write_json
 from vl4ad_model.evaluation.progress import ConsoleProgress
 from vl4ad_model.evaluation.runner import Mapper, Settings, evaluate, mapper
 from vl4ad_model.evaluation.sources import Source
@@ -149,9 +149,10 @@ def _evaluate(
     from vl4ad_model.evaluation.report import RESULTS
 
     result_file = json_file or (report / RESULTS if report else None)
-    for path in (json_file, report):
-        if path is not None:
-            check_writable(path, folder=path is report)
+    if json_file is not None:
+        check_writable(json_file, folder=False)
+    if report is not None:
+        check_report(report)
     if settings.model:
         configuration |= {"model": {key: value for key, value in asdict(settings.model).items() if key != "threads"}}
     configuration = {**configuration, "track": settings.track, "metrics": list(settings.metrics), "version": version()}
@@ -195,7 +196,7 @@ def evaluate_compare(
     """Put finished runs side by side: prompts A against prompts B, model X against model Y."""
     from vl4ad_model.evaluation.report import load_run, write_report
 
-    check_writable(report, folder=True)
+    check_report(report)
     if name and len(name) != len(runs):
         raise EvaluationError(f"{len(name)} names for {len(runs)} runs: give --name once per run, or not at all")
     loaded = [load_run(path, name[index] if name else None) for index, path in enumerate(runs)]

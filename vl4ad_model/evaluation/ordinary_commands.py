@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
@@ -20,7 +21,7 @@ from vl4ad_model.evaluation.options import (
     label_values_from,
     takes_model,
 )
-from vl4ad_model.evaluation.outputs import check_writable, write_json
+from vl4ad_model.evaluation.outputs import check_writable, warn, write_json
 from vl4ad_model.evaluation.progress import ConsoleProgress
 from vl4ad_model.evaluation.runner import mapper
 from vl4ad_model.evaluation.sources import Source
@@ -48,9 +49,13 @@ def ordinary_sources(
     kind = label_values_from(label_values)
     sources: list[Source] = []
     if images:
-        if every != int(every):
+        if not math.isfinite(every) or every != int(every):
             raise EvaluationError(f"--every {every:g}: for folders, every n-th image is kept, so a whole number is needed")
-        sources += image_sources(images, None, kind, class_count, max(1, int(every)))
+        pictures = image_sources(images, None, kind, class_count, max(1, int(every)))
+        for source in pictures:
+            if source.unlabelled:
+                warn(f"{source.unlabelled} images in {source.images} have no label and are left out")
+        sources += pictures
     if bags:
         sources += bag_sources(bags, image_topic=image_topic, need_labels=False, every=every, class_count=class_count)
     return sources

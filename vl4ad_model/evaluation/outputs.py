@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from vl4ad_model.errors import EvaluationError, ImageError
+from vl4ad_model.errors import EvaluationError, ImageError, MissingDependencyError
 from vl4ad_model.evaluation.runner import Finished
 
 NOT_WHOLE = 3
@@ -123,6 +124,18 @@ def check_writable(path: Path, *, folder: bool) -> None:
         raise EvaluationError(f"cannot write {path}: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise EvaluationError(f"cannot write {path}: no permission to write in {existing}")
+
+
+def check_report(folder: Path) -> None:
+    """Make sure, before anything is measured, that a report can be made and written there.
+
+    Raises:
+        EvaluationError: the folder cannot be written.
+        MissingDependencyError: plotly is not installed.
+    """
+    check_writable(folder, folder=True)
+    if importlib.util.find_spec("plotly") is None:
+        raise MissingDependencyError("plotly", "evaluation", "a report")
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -324,10 +324,18 @@ def _deciding(settings: Settings) -> dict[str, Any]:
         del decides["model"]["threads"]
         if settings.model.vocabulary:
             decides["words"] = Path(settings.model.vocabulary).read_text(encoding="utf-8", errors="replace")
-        folder = Path(settings.model.model)
+        folder = _weights_folder(settings.model.model)
         files = sorted(folder.iterdir()) if folder.is_dir() else []
         decides["weights"] = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
     return decides
+
+
+def _weights_folder(model: str) -> Path:
+    """Where the weights of a model lie, by its name or its folder."""
+    from vl4ad_model.registry import MODELS, cache_folder
+
+    info = MODELS.get(model)
+    return Path(model) if info is None else info.folder or cache_folder() / info.name
 
 
 def _first(

@@ -94,15 +94,13 @@ def read_frame(files: FrameFiles) -> Frame:
         rgb = read_rgb(files.image)
         with Image.open(files.labels) as picture:
             labels = np.asarray(picture)
-        info = json.loads(files.info.read_text(encoding="utf-8")) if files.info else {}
     except (OSError, ValueError, ImageError) as error:
         raise TrainingError(f"{files.image}: {error}") from None
     if labels.dtype != np.uint8 or labels.shape != rgb.shape[:2]:
         raise TrainingError(f"{files.labels}: labels are {labels.dtype} {labels.shape}, 8 bit of the image's size are needed")
     if files.info is None:
         return Frame(rgb, cityscapes_train_ids(labels), {})
-    hazards = {int(key): str(value["name"]) for key, value in info.get("hazards", {}).items()}
-    return Frame(rgb, labels, hazards)
+    return Frame(rgb, labels, {number: name for number, (name, _) in _hazards(files.info).items()})
 
 
 def cityscapes_train_ids(labels: np.ndarray) -> np.ndarray:
@@ -118,7 +116,18 @@ def hazard_names(frames: Sequence[FrameFiles]) -> set[str]:
     names: set[str] = set()
     for files in frames:
         if files.info is not None:
-            info = json.loads(files.info.read_text(encoding="utf-8"))
-            hazards = info.get("hazards", {}).values()
-            names.update(str(value["name"]) for value in hazards if value.get("kind") != "assembly")
+            names.update(name for name, kind in _hazards(files.info).values() if kind != "assembly")
     return names
+
+
+def _hazards(info: Path) -> dict[int, tuple[str, str]]:
+    """Label -> name and kind, from a frame's JSON.
+
+    Raises:
+        TrainingError: damaged; names the file.
+    """
+    try:
+        hazards = json.loads(info.read_text(encoding="utf-8")).get("hazards", {})
+        return {int(number): (str(hazard["name"]), str(hazard.get("kind", ""))) for number, hazard in hazards.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainingError(f"{info} does not say what the hazards are ({type(error).__name__}: {error})") from None

@@ -128,7 +128,7 @@ def frame_samples(
         for number in np.unique(labels):
             if number >= FIRST_HAZARD and int(number) in hazards:
                 word, source = hazards[int(number)]["name"], "hazard"
-                if training and hazards[int(number)]["split"] == "held_out":
+                if training and (hazards[int(number)]["split"] == "held_out" or hazards[int(number)].get("kind") == "assembly"):
                     continue
             elif training and number < len(class_concepts):
                 word, source = str(rng.choice(list(class_concepts[number]))), "class"

@@ -35,7 +35,7 @@ from vl4ad_model.training import data as frames_on_disk
 from vl4ad_model.training.augmentation import CutOuts, SeenThings, augment
 from vl4ad_model.training.config import TrainingConfig
 from vl4ad_model.training.features import Pyramid, frozen_pyramid, with_pyramids
-from vl4ad_model.training.losses import LossWeights, Targets, at_points, proposal_losses, sample_points
+from vl4ad_model.training.losses import IGNORED, LossWeights, Targets, at_points, proposal_losses, sample_points
 from vl4ad_model.training.validation import ValidationResult, validate
 from vl4ad_model.training.words import WordSampler
 from vl4ad_model.vocabulary import Vocabulary
@@ -47,7 +47,7 @@ EASY, HAZARD = 0.2, 3.0  # weights in the name loss of known classes, and of ren
 SHARPER = (1.0, 1.25, 1.5, 2.0, 2.5)  # factors on the logit scale that `sharpen` tries
 SMALLEST_SHARPENING = 1e-3  # what a larger one must gain
 LOGIT_SCALE = "mask_decoder.logit_scale"
-SMALLEST_SEGMENT = 12  # pixels of a crop; less is not asked for
+SMALLEST_SEGMENT = 12  # pixels of a crop; less is ignored
 
 
 class Crops(torch.utils.data.IterableDataset):
@@ -197,7 +197,7 @@ class Trainer:
 
     def _load_validation(self) -> None:
         files = [f for source in self.config.validation for f in frames_on_disk.find_frames(source)]
-        every = max(1, len(files) // self.config.validation_images)
+        every = max(1, -(-len(files) // self.config.validation_images))
         self._validation = [frames_on_disk.read_frame(f) for f in files[::every]]
 
     # --- the loop -------------------------------------------------------------------------------------------------------
@@ -258,6 +258,7 @@ class Trainer:
         rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / config.steps)))
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+        labels = without_specks(labels)
         columns, things, emphasis, words = self._targets(labels, hazards)
         named = sample_points(labels, NAMED_POINTS) if config.name_weight else None
         mixed = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.precision)
@@ -294,8 +295,7 @@ class Trainer:
         known = self.vocabulary.known_count
         seen: list[list[int]] = []
         for image in labels:
-            ids, sizes = image.unique(return_counts=True)
-            seen.append([int(i) for i, n in zip(ids, sizes, strict=True) if n >= SMALLEST_SEGMENT and int(i) != 255])
+            seen.append([int(i) for i in image.unique() if int(i) != IGNORED])
         present = [names[i] for names, ids in zip(hazards, seen, strict=True) for i in ids if i in names]
         words = self._words.sample(present)
         columns = tuple(
@@ -346,6 +346,7 @@ class Trainer:
         Args:
             sharpened: factor on the logit scale of its class probabilities.
         """
+        import filecmp
         import shutil
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -354,10 +355,11 @@ class Trainer:
         state = dict(self._averaged.state_dict())
         state[LOGIT_SCALE] = (state[LOGIT_SCALE] + math.log(sharpened)).clamp(max=math.log(MAX_LOGIT_SCALE))
         weights_files.write_safetensors(state, folder / "decoder.safetensors", half=True)
-        if self._clip_files is not None and not (folder / "clip.safetensors").exists():
+        kept = folder / "clip.safetensors"
+        if self._clip_files is not None and not (kept.exists() and filecmp.cmp(self._clip_files, kept, shallow=False)):
             part = folder / "clip.safetensors.part"
             shutil.copyfile(self._clip_files, part)
-            os.replace(part, folder / "clip.safetensors")
+            os.replace(part, kept)
         elif self._clip_files is None and not (folder / "clip.safetensors").exists():
             weights_files.write_safetensors(self.network.clip.model.state_dict(), folder / "clip.safetensors", half=True)
 
@@ -375,11 +377,23 @@ class Trainer:
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "config": self.config.to_json(),
+            "clip": self._frozen,
+            "words": self._words_digest(),
         }
         handle, name = tempfile.mkstemp(dir=self.folder, suffix=".part")
         os.close(handle)
-        torch.save(content, name)
-        os.replace(name, self.folder / "checkpoint.pt")
+        try:
+            torch.save(content, name)
+            os.chmod(name, 0o644)
+            os.replace(name, self.folder / "checkpoint.pt")
+        except BaseException as error:
+            Path(name).unlink(missing_ok=True)
+            if isinstance(error, (OSError, RuntimeError)):  # torch's own where the disk is full
+                raise TrainingError(f"{self.folder}/checkpoint.pt cannot be written: {str(error).splitlines()[0]}") from None
+            raise
+
+    def _words_digest(self) -> str:
+        return hashlib.sha256(repr(self.vocabulary.concept_groups).encode()).hexdigest()
 
     def _resume(self) -> None:
         path = self.folder / "checkpoint.pt"
@@ -400,6 +414,10 @@ class Trainer:
         for name in ("model", "vocabulary", "anchored_queries"):
             if Path(str(then.get(name))).name != Path(str(now[name])).name:
                 raise TrainingError(f"{path} was made with {name} {then.get(name)}, not {now[name]}: use another folder")
+        # Every run calls its model's folder "model", so the name alone says little.
+        for key, mine, what in (("clip", self._frozen, "another CLIP"), ("words", self._words_digest(), "another vocabulary")):
+            if content.get(key, mine) != mine:
+                raise TrainingError(f"{path} was made with {what}: use another folder")
         if {"validation", "validation_images"} & set(differing):
             self.best, self._since_best = -math.inf, 0  # scores on other images do not compare
         self._write_log({"step": self.step, "resumed": True} | ({"changed": {n: now[n] for n in differing}} if differing else {}))
@@ -412,6 +430,13 @@ class Trainer:
             with open(self.folder / "log.jsonl", "a", encoding="utf-8") as stream:
                 stream.write(json.dumps(line) + "\n")
             self._report(line)
+
+
+def without_specks(labels: Tensor) -> Tensor:
+    """Labels (B, H, W) int64 in 0..255 in which what covers less than `SMALLEST_SEGMENT` pixels of an image is ignored."""
+    flat = labels.flatten(1)
+    sizes = torch.zeros(len(flat), 256, device=flat.device).scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float32))
+    return torch.where(sizes.gather(1, flat) < SMALLEST_SEGMENT, IGNORED, flat).view(labels.shape)
 
 
 def _plain_errors(batches: Iterable[Any]) -> Iterator[Any]:

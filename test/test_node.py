@@ -299,7 +299,7 @@ def test_a_topic_of_another_type_is_said():
     with running_detector(client={"image_topic": "/elsewhere"}, connect=False) as (detector, user):
         user.node.create_publisher(CompressedImage, "/image", 1)
         said = user.wait_for(lambda _: "carries sensor_msgs/msg/CompressedImage" in detector.log, timeout=15)
-        assert said and "set image_transport to compressed" in detector.log
+        assert said and "start the detector with -p image_transport:=compressed" in detector.log
 
 
 # --- diagnostics ------------------------------------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ class DetectorNode(LifecycleNode):
         settings = self.settings
         self.get_logger().info(f"loading model {settings.model}")
         segmenter = self._load(settings)
-        self._segmenter = segmenter
+        self._segmenter, self._words_in_use = segmenter, True
         self._labels = LabelOutputs(self)
         self._outputs = {camera: CameraOutputs(self, camera) for camera in self.cameras}
         self._words = LatestJob(on_error=self._words_failed)

@@ -19,7 +19,7 @@ from vl4ad_model.training.words import Words
 
 IGNORED = 255
 ABSENT, NOTHING = -2, -1
-CELL = 4  # pixels
+CELL = 4  # pixels, side of the cells by which `sample_points` finds what lies beside a segment
 # Names this alike are not told apart: whoever sees a "boulder" may say "rock".
 SAME_MEANING = 0.7
 
@@ -51,6 +51,12 @@ class Targets:
     emphasis: Tensor
 
 
+def sizes_of_segments(flat: Tensor) -> Tensor:
+    """(B, P) float: for each of the labels (B, P) int64 in 0..255, how many of its image's are the same."""
+    sizes = torch.zeros(len(flat), 256, device=flat.device).scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float32))
+    return sizes.gather(1, flat)
+
+
 def sample_points(labels: Tensor, count: int, *, beside: bool = False) -> Tensor:
     """Points of each image, half of them uniform, half with rare segments favoured (probability ~ segment size ^ -1/2).
 
@@ -65,8 +71,7 @@ def sample_points(labels: Tensor, count: int, *, beside: bool = False) -> Tensor
     flat = labels.flatten(1)
     batch, pixels = flat.shape
     uniform = torch.randint(pixels, (batch, count // 2), device=flat.device)
-    sizes = torch.zeros(batch, 256, device=flat.device).scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float32))
-    weight = sizes.clamp_min(1).pow(-0.5).gather(1, flat) * (flat != IGNORED)
+    weight = sizes_of_segments(flat).pow(-0.5) * (flat != IGNORED)
     if beside:
         cells = F.max_pool2d(weight.view(labels.shape)[:, None], CELL, ceil_mode=True)
         around = F.max_pool2d(cells, kernel_size=3, stride=1, padding=1)

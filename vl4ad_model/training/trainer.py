@@ -35,7 +35,15 @@ from vl4ad_model.training import data as frames_on_disk
 from vl4ad_model.training.augmentation import CutOuts, SeenThings, augment
 from vl4ad_model.training.config import TrainingConfig
 from vl4ad_model.training.features import Pyramid, frozen_pyramid, with_pyramids
-from vl4ad_model.training.losses import IGNORED, LossWeights, Targets, at_points, proposal_losses, sample_points
+from vl4ad_model.training.losses import (
+    IGNORED,
+    LossWeights,
+    Targets,
+    at_points,
+    proposal_losses,
+    sample_points,
+    sizes_of_segments,
+)
 from vl4ad_model.training.validation import ValidationResult, validate
 from vl4ad_model.training.words import WordSampler
 from vl4ad_model.vocabulary import Vocabulary
@@ -139,7 +147,7 @@ class Trainer:
         self._load_network()
         self._load_words()
         self._load_validation()
-        # Channels last: depthwise convolutions and their gradients take two thirds of the time on a CPU.
+        # Depthwise convolutions are faster so on a CPU.
         self._decoder = Decoder(self.network).to(device=self.device)
         self._decoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._wrapped: nn.Module = self._decoder
@@ -360,8 +368,8 @@ class Trainer:
             part = folder / "clip.safetensors.part"
             shutil.copyfile(self._clip_files, part)
             os.replace(part, kept)
-        elif self._clip_files is None and not (folder / "clip.safetensors").exists():
-            weights_files.write_safetensors(self.network.clip.model.state_dict(), folder / "clip.safetensors", half=True)
+        elif self._clip_files is None and not kept.exists():
+            weights_files.write_safetensors(self.network.clip.model.state_dict(), kept, half=True)
 
     def save_checkpoint(self) -> None:
         """Write everything needed to go on, whole or not at all."""
@@ -435,8 +443,7 @@ class Trainer:
 def without_specks(labels: Tensor) -> Tensor:
     """Labels (B, H, W) int64 in 0..255 in which what covers less than `SMALLEST_SEGMENT` pixels of an image is ignored."""
     flat = labels.flatten(1)
-    sizes = torch.zeros(len(flat), 256, device=flat.device).scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float32))
-    return torch.where(sizes.gather(1, flat) < SMALLEST_SEGMENT, IGNORED, flat).view(labels.shape)
+    return torch.where(sizes_of_segments(flat) < SMALLEST_SEGMENT, IGNORED, flat).view(labels.shape)
 
 
 def _plain_errors(batches: Iterable[Any]) -> Iterator[Any]:

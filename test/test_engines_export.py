@@ -222,8 +222,16 @@ def test_tensorrt_builds_without_a_gpu(name, tmp_path):
     assert origin.startswith("from cache") and again == plan and len(models) == 1
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT as in a terminal: a shell starts its background jobs with it ignored, and children inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("by", ["closing", "ctrl-c"])
-def test_a_tensorrt_build_can_be_stopped_and_leaves_nothing(tiny, by, tmp_path):
+def test_a_tensorrt_build_can_be_stopped_and_leaves_nothing(tiny, by, tmp_path, interruptible):
     tensorrt()
     from vl4ad_model.engines import tensorrt_engine
     from vl4ad_model.engines.cache import EngineCache

@@ -179,6 +179,8 @@ def test_an_interrupted_rendering_says_how_to_go_on_and_does(tmp_path):
     started = subprocess.Popen(
         [sys.executable, "-m", "vl4ad_model.cli", "scenes", *options],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, stderr=subprocess.PIPE, text=True,
+        # A shell starts its background jobs with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     ends = time.monotonic() + 120
     while not list((tmp_path / "a").glob("frames/*.json")) and time.monotonic() < ends:

@@ -254,7 +254,8 @@ def _logger(trt: Any) -> Any:
 @contextlib.contextmanager
 def _interrupts_of(monitor: Any) -> Iterator[None]:
     """Ctrl-C stops the build at TensorRT's next step; as an exception it would come up in any of the callbacks and be lost."""
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a shell's background job, which the terminal must not end
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield
         return
 

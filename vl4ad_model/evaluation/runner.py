@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -25,6 +24,7 @@ from vl4ad_model.evaluation.label_files import LabelMap
 from vl4ad_model.evaluation.results import Run
 from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure, Source
 from vl4ad_model.evaluation.work_folder import WorkFolder, WorkFolderError, fingerprint, open_work_folder
+from vl4ad_model.worker_processes import deaf_to_interrupts
 
 T = TypeVar("T")
 
@@ -222,7 +222,9 @@ def mapper(workers: int) -> Iterator[Mapper]:
 
     def run(function: Callable[[Any], T], tasks: Sequence[Any]) -> Iterator[T]:
         try:
-            for done in as_completed([pool.submit(function, task) for task in tasks]):
+            with deaf_to_interrupts():  # workers start as tasks are submitted; the parent decides what Ctrl-C means
+                submitted = [pool.submit(function, task) for task in tasks]
+            for done in as_completed(submitted):
                 yield done.result()
         except BrokenProcessPool:
             raise EvaluationError(
@@ -236,8 +238,6 @@ def mapper(workers: int) -> Iterator[Mapper]:
 
 
 def _start_worker(workers: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the parent decides what happens then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 

@@ -43,6 +43,7 @@ def render(
     from vl4ad_model.scenes.cutouts import names_of
     from vl4ad_model.scenes.dataset import SPLITS, Recipe, missing, render_one, start_worker
     from vl4ad_model.scenes.renderer import require_renderer
+    from vl4ad_model.worker_processes import deaf_to_interrupts
 
     if split not in SPLITS:
         raise SceneError(f"split '{split}' is unknown: use {', '.join(SPLITS)}")
@@ -54,9 +55,10 @@ def render(
     tasks = [(recipe, number, str(out)) for number in seeds]
     failures = 0
     threads = max(1, (os.cpu_count() or 1) // workers)
-    pool_of = multiprocessing.get_context("spawn").Pool
     try:
-        with _progress() as progress, pool_of(min(workers, max(1, len(tasks))), start_worker, (threads,)) as pool:
+        with deaf_to_interrupts():
+            pool = multiprocessing.get_context("spawn").Pool(min(workers, max(1, len(tasks))), start_worker, (threads,))
+        with _progress() as progress, pool:
             bar = progress.add_task(f"rendering to {out}", total=count, completed=count - len(tasks))
             for failure in pool.imap_unordered(render_one, tasks):
                 progress.advance(bar)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -133,8 +132,7 @@ class Failure(NamedTuple):
 
 
 def start_worker(threads: int) -> None:
-    """In every process of a pool: leave Ctrl-C to the parent, and share the cores (Mesa would start a thread for each)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In every process of a pool: share the cores (Mesa would start a thread for each)."""
     os.environ.setdefault("LP_NUM_THREADS", str(threads))
 
 

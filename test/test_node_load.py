@@ -64,9 +64,10 @@ def test_every_output_belongs_to_exactly_one_version_of_the_words():
 
     with running_detector(client={"topics": ("segmentation", "anomaly_score")}) as (_, user):
         with Camera(user, rgb, 30) as camera:
-            for index in (1, 2, 0, 1):
+            for count, index in enumerate((1, 2, 0, 1), 2):
                 time.sleep(1.0)
                 assert user.set_parameter("hazard_prompts", choices[index])[0]
+                user.wait_for(lambda c, count=count: len(c.labels) == count)  # words that come too fast replace each other
             time.sleep(1.5)
         # What is under way arrives; every frame that was answered was answered on both topics.
         user.wait_for(lambda c: set(c.outputs["segmentation"]) == set(c.outputs["anomaly_score"]), timeout=5)
@@ -92,6 +93,26 @@ def test_every_output_belongs_to_exactly_one_version_of_the_words():
     gaps = np.diff(times)
     at_changes = [gaps[max(0, i - 2) : i + 2].max() for i in np.searchsorted(times, [s[0] + s[1] * 1e-9 for s in starts[1:]])]
     assert np.median(at_changes) < 5 * np.median(gaps) + 0.3
+
+
+def test_a_threshold_set_together_with_words_begins_with_their_first_frame():
+    with running_detector(client={"topics": ("anomaly_mask",)}) as (_, user):
+        with Camera(user, picture(), 40) as camera:
+            settings = [(["tyre"], -1000.0), ([], 1000.0), (["sofa", "ladder", "keg"], -1000.0), (["crate"], 1000.0)]
+            for count, (hazards, threshold) in enumerate(settings, 2):
+                time.sleep(0.7)
+                assert user.set_parameters_together({"hazard_prompts": hazards, "anomaly_threshold": threshold}) == (True, "")
+                user.wait_for(lambda c, count=count: len(c.labels) == count)
+            time.sleep(1.0)
+        shares = {
+            stamp: (pixels(received.message) == 255).mean() for stamp, received in user.collected.outputs["anomaly_mask"].items()
+        }
+        after = [labels.content["after"][""] for labels in user.collected.labels]
+    assert set(shares) <= set(camera.sent)
+    starts = [(stamp["sec"], stamp["nanosec"]) if stamp else (0, 0) for stamp in after]
+    for start, end, (_, threshold) in zip(starts[1:], [*starts[2:], (2**40, 0)], settings, strict=True):
+        of_these_words = {share for stamp, share in shares.items() if start < stamp <= end}
+        assert of_these_words == {1.0 if threshold < 0 else 0.0}
 
 
 def test_more_images_than_it_can_take_cost_neither_memory_nor_age():

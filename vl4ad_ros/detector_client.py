@@ -21,6 +21,7 @@ from rcl_interfaces.msg import Parameter as ParameterMessage
 from rcl_interfaces.msg import ParameterValue
 from rcl_interfaces.srv import GetParameters, SetParameters, SetParametersAtomically
 from rclpy.context import Context
+from rclpy.exceptions import InvalidHandle
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.parameter import Parameter
 from rclpy.qos import QoSProfile, ReliabilityPolicy
@@ -117,12 +118,17 @@ class DetectorClient:
         self._clients: dict[str, Any] = {}
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
+        self._closing = False
         self._thread = threading.Thread(target=self._spin, daemon=True)
         self._thread.start()
 
     def _spin(self) -> None:
         with contextlib.suppress(ExternalShutdownException):
-            self._executor.spin()
+            try:
+                self._executor.spin()
+            except InvalidHandle:  # rclpy's own race between spinning and being shut down
+                if not self._closing:
+                    raise
 
     def _keeper(self, name: str, stamps_only: bool) -> Callable[[Any], None]:
         def keep(message: Any) -> None:
@@ -299,6 +305,7 @@ class DetectorClient:
         return self.call(GetState, "get_state", GetState.Request()).current_state.label
 
     def close(self) -> None:
+        self._closing = True
         self._executor.shutdown(timeout_sec=1.0)
         self._context.try_shutdown()
         self._thread.join(5.0)

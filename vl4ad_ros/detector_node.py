@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 try:
     import rclpy
@@ -54,6 +54,17 @@ USER_ERROR = 2
 NO_CLOCK = "use_sim_time is set but nothing publishes /clock, so image ages are unknown (play bags with 'ros2 bag play --clock')"
 
 
+class _Threshold(NamedTuple):
+    """Of the anomaly mask; frames of words older than those it was set with keep the one before."""
+
+    value: float
+    from_version: int = 0
+    before: float = 0.0
+
+    def for_version(self, version: int) -> float:
+        return self.value if version >= self.from_version else self.before
+
+
 class DetectorNode(LifecycleNode):
     """Subscribes to cameras, publishes labels and anomaly; see docs/ros.md for topics and parameters.
 
@@ -81,6 +92,7 @@ class DetectorNode(LifecycleNode):
         self._worker: NewestFrameWorker | None = None
         self._words: LatestJob | None = None
         self._checked: tuple[parameters.Settings, Vocabulary] | None = None
+        self._threshold = _Threshold(self.settings.anomaly_threshold)
         self._words_in_use = True  # False when the parameters say words that could not be taken over
         self._inputs: list[CameraInput] = []
         self._outputs: dict[str, CameraOutputs] = {}
@@ -150,6 +162,7 @@ class DetectorNode(LifecycleNode):
         self.get_logger().info(f"loading model {settings.model}")
         segmenter = self._load(settings)
         self._segmenter, self._words_in_use = segmenter, True
+        self._threshold = _Threshold(settings.anomaly_threshold)
         self._labels = LabelOutputs(self)
         self._outputs = {camera: CameraOutputs(self, camera) for camera in self.cameras}
         self._words = LatestJob(on_error=self._words_failed)
@@ -301,7 +314,8 @@ class DetectorNode(LifecycleNode):
             self._reject(camera, str(error))
             return
         segmented = time.perf_counter()
-        messages = outputs.encode(wanted, rgb, result, message.header, settings.anomaly_threshold)
+        threshold = self._threshold.for_version(result.vocabulary_version)
+        messages = outputs.encode(wanted, rgb, result, message.header, threshold)
         encoded = time.perf_counter()
         stamp = message.header.stamp
         with self._publishing:
@@ -357,7 +371,7 @@ class DetectorNode(LifecycleNode):
                 vocabulary,
                 version,
                 model=self._segmenter.model_name,
-                threshold=self.settings.anomaly_threshold,
+                threshold=self._threshold.for_version(version),
                 after=self._last_stamp,
             )
 
@@ -391,7 +405,13 @@ class DetectorNode(LifecycleNode):
         if not self.settings.same_words(old) or not self._words_in_use:
             same = checked is not None and checked[0].same_words(self.settings)
             self._change_words(checked[1] if checked is not None and same else None)
-        elif self._worker is not None and self.settings.anomaly_threshold != old.anomaly_threshold:
+        elif self.settings.anomaly_threshold != old.anomaly_threshold:
+            self._take_threshold()
+
+    def _take_threshold(self) -> None:
+        """At once, whatever the words."""
+        self._threshold = _Threshold(self.settings.anomaly_threshold)
+        if self._worker is not None:
             self._worker.poke()  # LabelInfo says it, also while no image comes
 
     def _change_words(self, vocabulary: Vocabulary | None) -> None:
@@ -405,6 +425,10 @@ class DetectorNode(LifecycleNode):
             return
 
         def change() -> None:
+            # One that was set together with these words begins with the first frame that has them.
+            upcoming = segmenter.words.version + 1
+            before = self._threshold.for_version(upcoming - 1)
+            self._threshold = _Threshold(self.settings.anomaly_threshold, upcoming, before)
             version = segmenter.reconfigure(
                 vocabulary=vocabulary or settings.build_vocabulary(),
                 classifier=settings.classifier_or_none or segmenter.default_classifier,
@@ -420,6 +444,7 @@ class DetectorNode(LifecycleNode):
     def _words_failed(self, error: Exception) -> None:
         self._last_error = str(error)
         self._words_in_use = False
+        self._take_threshold()
         self.get_logger().error(
             f"the new words cannot be used, the old ones stay: {error} (set them again, or call ~/reload_vocabulary)"
         )

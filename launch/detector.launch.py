@@ -74,8 +74,10 @@ def _actions(context: LaunchContext) -> list:
         actions.append(_if_installed("rviz2", "rviz2", arguments=layout, additional_env=environment))
     if _is_true(values["foxglove"]):
         layout = _layout(share / "config" / "foxglove_layout.json", values["namespace"], cameras)
-        actions.append(_if_installed("foxglove_bridge", "foxglove_bridge", additional_env=environment))
-        actions.append(LogInfo(msg=f"Foxglove: connect to ws://localhost:8765 and import {layout}"))
+        bridge = _if_installed("foxglove_bridge", "foxglove_bridge", additional_env=environment)
+        actions.append(bridge)
+        if isinstance(bridge, Node):
+            actions.append(LogInfo(msg=f"Foxglove: connect to ws://localhost:8765 and import {layout}"))
     return actions
 
 

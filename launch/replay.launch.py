@@ -9,6 +9,7 @@ from __future__ import annotations
 from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
+from launch.events.process import ProcessExited
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
@@ -47,9 +48,15 @@ def _actions(context: LaunchContext) -> list:
         package="vl4ad_ros",
         executable="replay_evaluation",
         arguments=arguments,
-        additional_env=transport.large_image_environment(),
+        # No terminal: launch would print a line for every step of a progress bar.
+        additional_env={**transport.large_image_environment(), "PYTHONUNBUFFERED": "1"},
         output="screen",
-        emulate_tty=True,
     )
-    ended = OnProcessExit(target_action=evaluation, on_exit=[EmitEvent(event=Shutdown(reason="the evaluation is done"))])
-    return [evaluation, RegisterEventHandler(ended)]
+    return [evaluation, RegisterEventHandler(OnProcessExit(target_action=evaluation, on_exit=_end))]
+
+
+def _end(event: ProcessExited, context: LaunchContext) -> EmitEvent:
+    """The launch ends as the evaluation did: ros2 launch has status 1 where that failed."""
+    if event.returncode and not context.is_shutdown:
+        raise RuntimeError(f"the evaluation ended with status {event.returncode}")
+    return EmitEvent(event=Shutdown(reason="the evaluation is done"))

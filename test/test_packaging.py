@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import signal
 import stat
 import subprocess
 import sys
+import sysconfig
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -227,20 +229,43 @@ def test_a_launch_argument_that_cannot_be_used_is_said_before_anything_starts(pr
 # --- the real ros2 commands -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.launch
-@pytest.mark.slow
-def test_ros2_launch_and_ros2_param_work_for_real(prefix, tmp_path):
+@pytest.fixture
+def ros2():
     pytest.importorskip("launch_ros", reason="launch_ros is not installed (it is not on PyPI)")
-    ros2 = shutil.which("ros2")
-    if ros2 is None:
+    command = shutil.which("ros2")
+    if command is None:
         pytest.skip("the ros2 command is not installed (it is not on PyPI)")
+    return command
+
+
+@pytest.fixture
+def environment(prefix):
+    """Of a shell that has sourced the installation. Executables start with another Python's path, so they get this one's."""
     from ros_fixtures import new_domain
 
-    environment = {
+    paths = [str(site_packages(prefix)), os.environ.get("PYTHONPATH", ""), sysconfig.get_paths()["purelib"]]
+    return {
         "ROS_DOMAIN_ID": str(new_domain()),
         "AMENT_PREFIX_PATH": os.pathsep.join([str(prefix), os.environ.get("AMENT_PREFIX_PATH", "")]),
-        "PYTHONPATH": os.pathsep.join([str(site_packages(prefix)), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
     }
+
+
+@pytest.mark.launch
+@pytest.mark.slow
+def test_a_bag_is_evaluated_by_its_launch_file_and_a_failure_is_its_status(ros2, environment, tmp_path):
+    launch = (ros2, "launch", "vl4ad_ros", "replay.launch.py", f"json:={tmp_path / 'live.json'}")
+    bag = ROOT / "test/data/demo_bag"
+    status, said = run(*launch, f"bag:={bag}", "track:=obstacle", "hazards:=tyre|tire;sofa", cwd=tmp_path, **environment)
+    assert status == 0 and "120 of 120 images answered" in said and len(said.splitlines()) < 60, said
+    assert json.loads((tmp_path / "live.json").read_text())["live"]["answered"] == 120
+    status, said = run(*launch, "bag:=/nowhere", cwd=tmp_path, **environment)
+    assert status == 1 and "no bag at /nowhere" in said and "ended with status 2" in said
+
+
+@pytest.mark.launch
+@pytest.mark.slow
+def test_ros2_launch_and_ros2_param_work_for_real(ros2, environment, prefix, tmp_path):
     assert run(ros2, "pkg", "prefix", "vl4ad_ros", cwd=tmp_path, **environment)[1].strip() == str(prefix)
     log = tmp_path / "launch.log"
     with open(log, "wb") as stream:

@@ -120,16 +120,19 @@ class Segmenter:
         Raises:
             Vl4adError: with one line that says what to do.
         """
-        import torch
+        from vl4ad_model import engines
 
-        from vl4ad_model import engines, prompts, registry
-        from vl4ad_model.network.clip import tokenizer
-
-        # Words first: a mistake in them should not cost the time that a network takes to load.
+        # Words and choices first: a mistake in them should not cost the time that a network takes to load.
         if classifier is not None:
             _check_classifier(classifier)
         if not isinstance(vocabulary, Vocabulary):
             vocabulary = Vocabulary.cityscapes() if vocabulary is None else Vocabulary.from_yaml(vocabulary)
+        engines.device_for(engine, device=device, precision=precision, network_size=network_size)
+        import torch
+
+        from vl4ad_model import prompts, registry
+        from vl4ad_model.network.clip import tokenizer
+
         files = registry.locate(name_or_folder, offline=offline)
         if threads:
             torch.set_num_threads(threads)

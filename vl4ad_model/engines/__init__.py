@@ -54,6 +54,36 @@ def require(engine: str) -> None:
         raise MissingDependencyError(lacking, pip_extra(engine), f"engine {engine}")
 
 
+def device_for(engine: str, *, device: str = "auto", precision: str = "fp32", network_size: tuple[int, int] | None = None) -> str:
+    """What auto means here, and whether all these go together; needs no network, so a mistake costs no loading.
+
+    Returns:
+        cpu, cuda or cuda:N.
+
+    Raises:
+        EngineError: one is unknown or not here.
+    """
+    if engine not in ENGINES:
+        raise EngineError(f"engine '{engine}' is unknown: use {', '.join(ENGINES)}")
+    if precision not in PRECISIONS:
+        raise EngineError(f"precision '{precision}' is unknown: use {', '.join(PRECISIONS)}")
+    if network_size is not None and (min(network_size) < 32 or any(side % 32 for side in network_size)):
+        raise EngineError(f"network size {network_size[0]}x{network_size[1]} must be multiples of 32")
+    kind = device.split(":")[0]
+    if device != "auto" and kind not in ("cpu", "cuda"):
+        raise EngineError(f"device '{device}' is unknown: use auto, cpu, cuda or cuda:N")
+    import torch
+
+    has_cuda = torch.cuda.is_available()
+    if device == "auto":
+        device = kind = "cuda" if has_cuda and engine != "openvino" else "cpu"
+    if kind == "cuda" and not has_cuda:
+        raise EngineError("device cuda was asked for but torch sees no GPU: check nvidia-smi and that torch is a CUDA build")
+    if precision == "fp16" and kind == "cpu":
+        raise EngineError("precision fp16 needs a GPU: on the CPU use fp32")
+    return device
+
+
 def create(
     network: FCCLIP,
     *,
@@ -89,22 +119,8 @@ def create(
     from vl4ad_model.engines.serving import ServingEngine
     from vl4ad_model.engines.torch_engine import TorchEngine
 
-    if engine not in ENGINES:
-        raise EngineError(f"engine '{engine}' is unknown: use {', '.join(ENGINES)}")
-    if precision not in PRECISIONS:
-        raise EngineError(f"precision '{precision}' is unknown: use {', '.join(PRECISIONS)}")
-    if network_size is not None and (min(network_size) < 32 or any(side % 32 for side in network_size)):
-        raise EngineError(f"network size {network_size[0]}x{network_size[1]} must be multiples of 32")
-    has_cuda = torch.cuda.is_available()
-    if device == "auto":
-        device = "cuda" if has_cuda and engine != "openvino" else "cpu"
+    device = device_for(engine, device=device, precision=precision, network_size=network_size)
     kind = device.split(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise EngineError(f"device '{device}' is unknown: use auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and not has_cuda:
-        raise EngineError("device cuda was asked for but torch sees no GPU: check nvidia-smi and that torch is a CUDA build")
-    if precision == "fp16" and kind == "cpu":
-        raise EngineError("precision fp16 needs a GPU: on the CPU use fp32")
 
     def torch_on(where: str, how: str):
         return lambda: TorchEngine(network, device=where, precision=how, network_size=network_size)

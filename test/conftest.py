@@ -65,4 +65,4 @@ def segmenter():
     """The embedded model, loaded once. A test that changes its words puts them back."""
     from vl4ad_model.segmenter import Segmenter
 
-    return Segmenter.load("tiny", offline=True)
+    return Segmenter.load("tiny", device="cpu", offline=True)

@@ -291,7 +291,7 @@ def test_a_download_is_checked_by_its_sha256(hub, tmp_path, broken):
 
 @pytest.mark.slow
 def test_without_a_network_the_last_line_says_what_to_do(tmp_path):
-    done = fetch_in_a_process("http://127.0.0.1:9", tmp_path)  # the hub's client tries for 20 seconds
+    done = fetch_in_a_process("http://127.0.0.1:9", tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "check the network and try again, or download" in done.stderr.splitlines()[-1]
 

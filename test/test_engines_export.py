@@ -271,6 +271,14 @@ def test_tensorrt_runs_and_agrees(tiny, street, precision, tmp_path):
     from vl4ad_model import engines
     from vl4ad_model.engines.cache import EngineCache
 
+    if not _has("tensorrt"):
+        from vl4ad_model.engines import tensorrt_engine
+
+        capability = "sm_{}{}".format(*torch.cuda.get_device_capability())
+        try:
+            tensorrt_engine.check_target(capability)
+        except EngineError as error:
+            pytest.skip(f"TensorRT for RTX does not run on this GPU ({error}): install tensorrt")
     picture = cv2.resize(street, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)[None]
     engine = engines.create(
         tiny, engine="tensorrt", device="cuda", precision=precision, network_size=(HEIGHT, WIDTH), cache=EngineCache(tmp_path)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +56,21 @@ def test_nothing_crosses_to_or_from_the_host_while_the_network_runs(network, poo
         with HostCopies() as copies:
             part(images, pooled=pooled)
     assert copies.seen == []
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_convolutions_in_float32_have_no_tf32_inside_whatever_the_process_has_set(newer):
+    """torch's older and newer settings must not be mixed: each is left as it was found."""
+    script = "import torch; from vl4ad_model.engines.torch_engine import without_tf32; cudnn = torch.backends.cudnn\n"
+    if newer:
+        script += "cudnn.fp32_precision = cudnn.conv.fp32_precision = 'tf32'; cudnn.rnn.fp32_precision = 'ieee'\n"
+    script += "before = cudnn.conv.fp32_precision; guard = without_tf32('cuda'); guard.__enter__()\n"
+    script += "inside = cudnn.conv.fp32_precision; guard.__exit__(None, None, None)\n"
+    script += "print(before, inside, cudnn.conv.fp32_precision)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    before, inside, after = done.stdout.split()
+    assert before == after == "tf32" and inside != "tf32"
 
 
 def test_maps_on_the_host_are_handed_over_as_they_are():

@@ -164,7 +164,7 @@ import numpy as np
 from vl4ad_model.errors import EngineError
 from vl4ad_model.segmenter import Segmenter
 
-segmenter = Segmenter.load("tiny", engine="torch", offline=True, threads=1)
+segmenter = Segmenter.load("tiny", engine="torch", device="cpu", offline=True, threads=1)
 segmenter._engine.network_size = None  # every image at its own size
 small = np.full((64, 96, 3), 90, np.uint8)
 before = segmenter.segment(small)

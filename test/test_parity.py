@@ -45,6 +45,23 @@ def test_both_ways_to_add_up_samples_agree_also_outside_the_maps(reach):
     assert spoilt[0, 5].isnan().all() and torch.equal(spoilt[1], gathered[1]), "no number stays no number, and where it was"
 
 
+@pytest.mark.parametrize("queries", [4, 40, 41, 90])
+def test_attention_of_few_and_of_many_queries_is_torchs_own(queries):
+    """Up to a number of queries the projections of keys and values are on the queries' side."""
+    import torch
+
+    from vl4ad_model.network.mask_decoder import Attention
+
+    torch.manual_seed(queries)
+    attention = Attention(128, 4)
+    torch.nn.init.normal_(attention.in_proj_bias)
+    query, key, value = torch.randn(2, queries, 128), torch.randn(2, 300, 128), torch.randn(2, 300, 128)
+    for allowed in (None, torch.rand(2, queries, 300) > 0.6):
+        blocked = None if allowed is None else (~allowed).repeat_interleave(4, dim=0)
+        expected, _ = torch.nn.MultiheadAttention.forward(attention, query, key, value, attn_mask=blocked)
+        assert torch.allclose(attention(query, key, value, allowed), expected, atol=1e-5)
+
+
 def test_a_wrong_network_is_noticed(monkeypatch):
     """The report must be able to fail: blocking attention with the opposite sign is caught."""
     import torch

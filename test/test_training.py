@@ -115,14 +115,15 @@ def test_losses_vanish_for_perfect_proposals_and_grow_with_every_mistake(small_w
 
     def total(heads, columns=columns, anchored=2):
         torch.manual_seed(1)
+        points = losses.sample_points(labels, 1500, beside=True)
         return losses.proposal_losses(
-            heads,
+            [QueryMasks(losses.at_points(head.mask_logits, points, (32, 48)), head.query_embeddings) for head in heads],
+            points,
             losses.Targets(labels, (columns,), _things({0: 0, 1: 1, 100: 2}), torch.ones(1, 256)),
             small_words,
             void,
             scale,
             weights=losses.LossWeights(),
-            points=1500,
             anchored=anchored,
         )
 
@@ -465,7 +466,10 @@ def test_a_run_learns_keeps_clip_frozen_and_its_model_loads_everywhere(tmp_path,
     assert result.labels.shape == frame.labels.shape and np.isfinite(result.anomaly).all()
 
 
-def test_refinements_start_as_the_identity_and_are_kept(tmp_path, rendered):
+@pytest.mark.parametrize(
+    "grown", [{"refined": True}, {"refined": True, "extra_blocks": [2, 1, 1], "decoder_layers": 3}], ids=["refined", "deeper"]
+)
+def test_what_a_decoder_is_given_starts_as_the_identity_and_is_kept(tmp_path, rendered, grown):
     from vl4ad_model import registry
     from vl4ad_model.training.trainer import Trainer
 
@@ -476,7 +480,7 @@ def test_refinements_start_as_the_identity_and_are_kept(tmp_path, rendered):
     weights = {key: value for key, value in read_tensors(plain.decoder).items() if ".refine_" not in key}
     write_safetensors(weights, tmp_path / "plain/decoder.safetensors", half=True)
     shutil.copy(plain.clip, tmp_path / "plain/clip.safetensors")
-    changes = {"model": str(tmp_path / "plain"), "start_from_weights": True, "refined": True}
+    changes = {"model": str(tmp_path / "plain"), "start_from_weights": True, **grown}
     config = TrainingConfig.from_dict(_settings(rendered, **changes, steps=2, validate_every=2), base=tmp_path)
     trainer = Trainer(config, tmp_path / "run")
     before, _ = registry.build_network(registry.locate(tmp_path / "plain"))
@@ -486,8 +490,9 @@ def test_refinements_start_as_the_identity_and_are_kept(tmp_path, rendered):
     assert torch.allclose(expected.mask_logits, started.mask_logits, atol=1e-3)
     assert torch.allclose(expected.query_embeddings, started.query_embeddings, atol=1e-3)
     trainer.run()
-    _, refined = registry.build_network(registry.locate(tmp_path / "run/model"))
-    assert refined.refined
+    _, kept = registry.build_network(registry.locate(tmp_path / "run/model"))
+    assert kept.refined and kept.extra_blocks == tuple(grown.get("extra_blocks", (0, 0, 0)))
+    assert kept.decoder_layers == grown.get("decoder_layers", 2)
     moved = read_tensors(tmp_path / "run/model/decoder.safetensors")["pixel_decoder.refine_1.back.weight"]
     assert float(moved.abs().max()) > 0
 
@@ -598,7 +603,7 @@ def test_two_processes_train_one_model(tmp_path, rendered):
     config.write_text(
         json.dumps(_settings(rendered, steps=4, validate_every=4, validation=[], checkpoint_every=4, compiled_backbone=False))
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     command = [
         sys.executable,
         "-m",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _SIGNS = (
     "out of memory",
+    "out_of_memory",  # CUDA's own name for it
     "can't allocate memory",
     "outofmemory",
     "bad_alloc",
@@ -11,6 +12,8 @@ _SIGNS = (
     "alloc_failed",
     "failed to allocate memory",  # ONNX Runtime
     "could not be allocated",
+    "unable to find an engine to execute this computation",  # what cuDNN's convolutions say when every plan ran out
+    "status_not_initialized",  # cuBLAS and cuDNN, which take their first memory then
 )
 
 

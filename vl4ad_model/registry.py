@@ -284,9 +284,10 @@ def _download(repository: str, files: tuple[str, ...], target: Path, by_hand: st
     last: Exception | None = None
     for name in files:
         try:
+            # Asked first: without a network it says so at once, the download only after trying for 20 seconds.
+            expected = get_hf_file_metadata(hf_hub_url(repository, name)).etag or ""
             # Resumes from its own partial file and shows its progress bar.
             path = Path(hf_hub_download(repository, name, local_dir=target.parent / _PARTIAL))
-            expected = get_hf_file_metadata(hf_hub_url(repository, name)).etag or ""
         except Exception as error:
             # LocalEntryNotFoundError, a kind of EntryNotFoundError, is what the hub's client says without a network.
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):

@@ -79,6 +79,10 @@ def device_for(engine: str, *, device: str = "auto", precision: str = "fp32", ne
         device = kind = "cuda" if has_cuda and engine != "openvino" else "cpu"
     if kind == "cuda" and not has_cuda:
         raise EngineError("device cuda was asked for but torch sees no GPU: check nvidia-smi and that torch is a CUDA build")
+    if kind == "cuda" and ":" in device:
+        index, count = device.partition(":")[2], torch.cuda.device_count()
+        if not index.isdecimal() or int(index) >= count:
+            raise EngineError(f"device '{device}' is not here: torch sees {count} GPU(s), cuda:0 to cuda:{count - 1}")
     if precision == "fp16" and kind == "cpu":
         raise EngineError("precision fp16 needs a GPU: on the CPU use fp32")
     return device
@@ -162,6 +166,7 @@ def create(
             continue
         try:
             compiled = compiled_class(name)(network, **options)
+            compiled.target()  # a GPU that the library does not build for is known now, not when the build has begun
             why = "as asked for" if engine != "auto" else "; ".join(["the fastest here", *passed_over])
             serving = ServingEngine(
                 compiled, fallbacks, reason=f"{compiled.library()} on {device}, {why}", background=background, progress=progress

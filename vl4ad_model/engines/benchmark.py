@@ -52,6 +52,7 @@ def measure(
     rows: list[dict[str, Any]] = []
     stages: dict[str, dict[str, Callable[[], Any]]] = {}
     memory: dict[str, float] = {}
+    places: dict[str, str] = {}  # the devices they are on
     for name in names:
         before = _memory_mb(device)
         try:
@@ -65,11 +66,12 @@ def measure(
             continue
         classifier = classifier_for(network, vocabulary, rows_of_text, device=engine.device)
         stages[name] = _stages(engine, backbone, classifier, Scorer(), image)
-        memory[name] = _memory_mb(engine.device) - before
+        memory[name], places[name] = _memory_mb(engine.device) - before, engine.device
         if name == "torch" and engine.device.startswith("cuda"):
             for how in engines.PRECISIONS:  # what the same network takes as everybody runs it
                 eager = TorchEngine(network, device=engine.device, precision=how, network_size=size, graphs=False)
                 tower = _backbone(network, "torch", engine.device, how, size, threads)
+                places[f"torch eager {how}"] = engine.device
                 stages[f"torch eager {how}"] = _stages(eager, tower, classifier, Scorer(), image)
     wall: dict[tuple[str, str], list[float]] = {}
     cpu: dict[tuple[str, str], list[float]] = {}
@@ -79,8 +81,8 @@ def measure(
                 began, began_cpu = time.perf_counter(), time.process_time()
                 with torch.inference_mode():
                     action()
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
+                if places[name].startswith("cuda"):
+                    torch.cuda.synchronize(places[name])
                 if turn >= 2:
                     wall.setdefault((name, stage), []).append(1e3 * (time.perf_counter() - began))
                     cpu.setdefault((name, stage), []).append(1e3 * (time.process_time() - began_cpu))
@@ -114,7 +116,7 @@ def _memory_mb(device: str) -> float:
     import torch
 
     if torch.cuda.is_available() and device != "cpu":
-        free, total = torch.cuda.mem_get_info()
+        free, total = torch.cuda.mem_get_info(device if device.startswith("cuda") else None)
         return (total - free) / 2**20
     return resident_mb("VmRSS")
 

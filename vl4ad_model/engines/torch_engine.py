@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from vl4ad_model.engines.base import Engine
 from vl4ad_model.network.position import used_constants
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from vl4ad_model.network.fcclip import FCCLIP
@@ -58,10 +61,11 @@ class TorchEngine(Engine):
         if device != "cpu":
             self._network = self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._record = graphs and device.startswith("cuda") and network_size is not None
-        self._graphs: dict[tuple[int, bool], _Recorded] = {}
+        self._lock = threading.Lock()  # a graph must not be started while its weights are given back
+        self._graphs: dict[tuple[tuple[int, ...], bool], _Recorded | None] = {}  # None = could not be recorded
 
     def propose(self, images: np.ndarray, image_size: tuple[int, int] | None = None, *, pooled: bool = True) -> MaskProposals:
-        with torch.inference_mode():
+        with self._lock, torch.inference_mode():
             batch = torch.from_numpy(images)
             if self.device == "cpu":
                 return self._run(batch, image_size, pooled)
@@ -78,27 +82,23 @@ class TorchEngine(Engine):
             return self._network(batch.permute(0, 3, 1, 2), pooled=pooled, image_size=image_size)
 
     def _recorded(self, batch: Tensor, pooled: bool) -> _Recorded | None:
-        key = (len(batch), pooled)
-        if not self._record:
-            return None
-        if key not in self._graphs:
-            if not self.recording or len(self._graphs) >= _MOST_GRAPHS:
-                return None
-            callers = torch.cuda.current_stream()
+        key = (tuple(batch.shape), pooled)
+        if self._record and key not in self._graphs and self.recording and len(self._graphs) < _MOST_GRAPHS:
+            callers, failure = torch.cuda.current_stream(), ""
             try:
                 self._graphs[key] = _Recorded(self, batch, pooled)
             except RuntimeError as error:  # also when memory runs out: eager needs less
                 torch.cuda.set_stream(callers)  # a recording that fails at its end leaves its own stream in place
-                log.warning("the network runs without CUDA graphs: %s", str(error).partition("\n")[0])
-                self._record = False
-                self._graphs.clear()
+                self._graphs[key], failure = None, str(error).partition("\n")[0]
+            if failure:  # out here the exception no longer holds the tensors of the failed run
+                log.warning("%d image(s) of %dx%d run without a CUDA graph: %s", *batch.shape[:3], failure)
                 torch.cuda.empty_cache()
-                return None
-        return self._graphs[key]
+        return self._graphs.get(key)
 
     def close(self) -> None:
-        self._network = None  # type: ignore[assignment]
-        self._graphs.clear()
+        with self._lock:
+            self._network = None  # type: ignore[assignment]
+            self._graphs.clear()
         if self.device != "cpu":
             torch.cuda.empty_cache()
 
@@ -127,9 +127,18 @@ class _Recorded:
         return self._proposals.clone()
 
 
-def without_tf32(device: str) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def without_tf32(device: str) -> Iterator[None]:
     """On a GPU convolutions in float32 are float32 inside: TF32 keeps ten bits of it."""
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False) if device != "cpu" else contextlib.nullcontext()
+    with contextlib.ExitStack() as stack:
+        if device != "cpu":
+            try:
+                stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+            except RuntimeError:  # the process has used torch's newer settings, which do not go together with these
+                convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+                stack.callback(setattr, convolutions, "fp32_precision", convolutions.fp32_precision)
+                convolutions.fp32_precision = "ieee"
+        yield
 
 
 def image_part(network: FCCLIP) -> FCCLIP:

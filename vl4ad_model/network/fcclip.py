@@ -34,6 +34,7 @@ class FCCLIPConfig:
         encoder_levels: 3, or 2 = deformable attention over strides 32 and 16 only (see `PixelDecoder`).
         mask_channels: width of the mask features at stride 4; 0 = `channels`.
         refined: residual blocks at strides 8 and 4 (see `PixelDecoder`).
+        extra_blocks: how many more of them at strides 16, 8 and 4.
         class_hidden: hidden width of the class embedding; 0 = `channels`.
         classifier: what the checkpoint was made for: in_vocabulary, out_of_vocabulary or ensemble.
         alpha, beta: weight of the out-of-vocabulary branch for names seen and unseen in training.
@@ -57,6 +58,7 @@ class FCCLIPConfig:
     encoder_levels: int = 3
     mask_channels: int = 0
     refined: bool = False
+    extra_blocks: tuple[int, int, int] = (0, 0, 0)
     queries: int = 250
     decoder_layers: int = 9
     decoder_heads: int = 8
@@ -112,6 +114,7 @@ class FCCLIP(nn.Module):
             encoder_levels=config.encoder_levels,
             mask_channels=config.mask_channels,
             refined=config.refined,
+            extra_blocks=config.extra_blocks,
         )
         self.mask_decoder = MaskDecoder(
             config.channels,

@@ -22,7 +22,7 @@ from vl4ad_model.network.position import sine_position_embedding
 
 
 class QueryMasks(NamedTuple):
-    """What a prediction head says: mask_logits (B, N, h, w) and query_embeddings (B, N, D)."""
+    """What a prediction head says: mask_logits (B, N, h, w), or (B, N, P) at points, and query_embeddings (B, N, D)."""
 
     mask_logits: Tensor
     query_embeddings: Tensor
@@ -53,6 +53,9 @@ class Attention(nn.MultiheadAttention):
         """(B, N, C) queries, (B, L, C) keys and values, `allowed` (B, N, L) bool: True where a query may look."""
         channels, heads = self.embed_dim, self.num_heads
         weight, bias = self.in_proj_weight, self.in_proj_bias
+        on_cpu = query.device.type == "cpu"  # FLOPs are counted on torch's device "meta", as a GPU computes
+        if on_cpu and heads * query.shape[1] <= channels + query.shape[1]:
+            return self._of_few_queries(query, key, value, allowed)
 
         def project(x: Tensor, part: int) -> Tensor:
             rows = slice(part * channels, (part + 1) * channels)
@@ -70,6 +73,25 @@ class Attention(nn.MultiheadAttention):
             if allowed is not None:
                 scores.masked_fill_(~allowed[:, None], float("-inf"))
             y = scores.softmax(-1) @ v
+        return self.out_proj(y.transpose(1, 2).flatten(2))
+
+    def _of_few_queries(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:
+        """The same with the projections of keys and values on the queries' side.
+
+        No more multiplications where the queries are few, and no map is projected, copied and turned round head by head: on a CPU
+        that is a third of the time. A key's bias adds the same to all scores of a query and drops out of the softmax.
+        """
+        batch, count, channels, heads = query.shape[0], query.shape[1], self.embed_dim, self.num_heads
+        width = channels // heads
+        of_query, of_key, of_value = self.in_proj_weight.view(3, channels, channels).unbind()
+        q = F.linear(query, of_query, self.in_proj_bias[:channels]) * math.sqrt(1 / width)
+        q = q.view(batch, count, heads, width).transpose(1, 2)
+        wide = (q @ of_key.view(heads, width, channels)).flatten(1, 2)
+        scores = (wide @ key.transpose(1, 2)).view(batch, heads, count, -1)
+        if allowed is not None:
+            scores = scores.masked_fill(~allowed[:, None], float("-inf"))
+        looked = (scores.softmax(-1).flatten(1, 2) @ value).view(batch, heads, count, channels)
+        y = looked @ of_value.view(heads, width, channels).transpose(1, 2) + self.in_proj_bias[2 * channels :].view(heads, 1, width)
         return self.out_proj(y.transpose(1, 2).flatten(2))
 
 
@@ -162,6 +184,20 @@ class MaskDecoder(nn.Module):
         # ln(1 / 0.07), CLIP's start; lives here because the released checkpoints keep it here.
         self.logit_scale = nn.Parameter(torch.tensor(2.6593))
 
+    def start_as_identity(self, first: int) -> None:
+        """Let the layers from `first` on add nothing yet: a trained decoder that is given further layers goes on from where it was.
+
+        Each then ends with a layer norm alone, which `decoder_norm` undoes: it is another one.
+        """
+        for layer in range(first, self.num_layers):
+            for last in (
+                self.transformer_cross_attention_layers[layer].multihead_attn.out_proj,
+                self.transformer_self_attention_layers[layer].self_attn.out_proj,
+                self.transformer_ffn_layers[layer].linear2,
+            ):
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
+
     def embed_queries(self, decoded: Tensor, mask_features: Tensor, mask_logits: Tensor) -> Tensor:
         """The class embedding of a query: what it has become, and the mean of the mask features inside its mask.
 
@@ -176,13 +212,18 @@ class MaskDecoder(nn.Module):
         pooled = self._mask_pooling_proj(pool_over_masks(mask_features, mask_logits))
         return self.class_embed(pooled + decoded)
 
-    def forward(self, features: PixelFeatures, *, every_head: bool = False) -> list[QueryMasks]:
+    def forward(
+        self, features: PixelFeatures, *, every_head: bool = False, point_features: Tensor | None = None
+    ) -> list[QueryMasks]:
         """Decode.
 
         Args:
             features: what the pixel decoder made.
             every_head: also return the predictions before the first and after every layer but the last, which only
                 training with deep supervision wants.
+            point_features: (B, C, P) mask features sampled at points; the masks are then returned there. A mask is linear in
+                the mask features, so this is the whole mask sampled at these points, and the gradient of 15,000 pixels per
+                mask need not be computed for 4,000 points.
 
         Returns:
             The last head's `QueryMasks`, or those of all heads in order.
@@ -208,10 +249,13 @@ class MaskDecoder(nn.Module):
             mask_embedding = self.mask_embed(decoded)
             last = layer == self.num_layers
             if last or every_head:
-                mask_logits = torch.bmm(mask_embedding, pixel_rows.transpose(1, 2)).view(
-                    batch, -1, mask_features.shape[-2], mask_features.shape[-1]
-                )
-                heads.append(QueryMasks(mask_logits, self.embed_queries(decoded, mask_features, mask_logits)))
+                with torch.set_grad_enabled(torch.is_grad_enabled() and point_features is None):
+                    mask_logits = torch.bmm(mask_embedding, pixel_rows.transpose(1, 2)).view(
+                        batch, -1, mask_features.shape[-2], mask_features.shape[-1]
+                    )
+                query_embeddings = self.embed_queries(decoded, mask_features, mask_logits)
+                at_points = mask_logits if point_features is None else torch.bmm(mask_embedding, point_features)
+                heads.append(QueryMasks(at_points, query_embeddings))
             if last:
                 break
             level_index = layer % len(memories)

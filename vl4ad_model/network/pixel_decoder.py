@@ -112,6 +112,7 @@ class PixelDecoder(nn.Module):
             stride 8 are three quarters of all, and of the encoder's time.
         mask_channels: width of the mask features; 0 = `channels`. Everything at stride 4 is bound by memory, so this is its price.
         refined: a `Refinement` each at strides 8 and 4; a depthwise FPN alone hardly mixes what it adds up.
+        extra_blocks: further ones at strides 16, 8 and 4.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class PixelDecoder(nn.Module):
         encoder_levels: int = 3,
         mask_channels: int = 0,
         refined: bool = False,
+        extra_blocks: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         super().__init__()
         if encoder_levels not in (2, 3):
@@ -147,6 +149,10 @@ class PixelDecoder(nn.Module):
             self.layer_2 = ConvNorm(channels, channels, 3, norm_groups, groups=channels if depthwise_fpn else 1)
         self.refine_2 = Refinement(channels) if refined else nn.Identity()
         self.refine_1 = Refinement(fine) if refined else nn.Identity()
+        self.extra_3, self.extra_2, self.extra_1 = (
+            nn.Sequential(*(Refinement(width) for _ in range(count)))
+            for width, count in zip((channels, channels, fine), extra_blocks, strict=True)
+        )
         # Narrower mask features: the step from `channels` down is taken at stride 8, where it is cheap.
         self.narrow = nn.Conv2d(channels, fine, kernel_size=1) if fine != channels else nn.Identity()
         self.adapter_1 = ConvNorm(in_channels[0], fine, 1, norm_groups)
@@ -160,12 +166,13 @@ class PixelDecoder(nn.Module):
         res2, res3, res4, res5 = pyramid
         maps = [project(m) for project, m in zip(self.input_proj, (res5, res4, res3)[: self.encoder_levels], strict=True)]
         levels = self.transformer(maps)
+        levels[1] = self.extra_3(levels[1])
         if self.encoder_levels == 2:
             lateral = self.adapter_2(res3)
             middle = lateral + F.interpolate(levels[-1], size=lateral.shape[-2:], mode="bilinear", align_corners=False)
             levels.append(F.relu(self.layer_2(middle)))
-        levels[-1] = self.refine_2(levels[-1])
+        levels[-1] = self.extra_2(self.refine_2(levels[-1]))
         lateral = self.adapter_1(res2)
         coarse = self.narrow(levels[-1])
         fine = lateral + F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-        return PixelFeatures(self.mask_features(self.refine_1(F.relu(self.layer_1(fine)))), levels)
+        return PixelFeatures(self.mask_features(self.extra_1(self.refine_1(F.relu(self.layer_1(fine))))), levels)

@@ -264,9 +264,9 @@ def retexture(rgb: np.ndarray, labels: np.ndarray, r: np.random.Generator) -> np
 
 def shake_colours(rgb: np.ndarray, r: np.random.Generator) -> np.ndarray:
     """Brightness, contrast, gamma, saturation, white balance, hue; now and then no colour at all."""
-    x = rgb.astype(np.float32) / 255
-    x = x ** float(np.exp(r.normal(0, 0.25)))
-    x = (x - 0.5) * r.uniform(0.6, 1.4) + 0.5 + r.normal(0, 0.07)
+    curve = (np.arange(256, dtype=np.float32) / 255) ** float(np.exp(r.normal(0, 0.25)))
+    curve = (curve - 0.5) * r.uniform(0.6, 1.4) + 0.5 + r.normal(0, 0.07)
+    x: np.ndarray = cv2.LUT(rgb, curve.astype(np.float32))
     grey = x @ np.array([0.299, 0.587, 0.114], np.float32)
     saturation = 0.0 if r.random() < 0.06 else r.uniform(0.3, 1.5)
     x = grey[..., None] + (x - grey[..., None]) * saturation

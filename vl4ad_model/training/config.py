@@ -40,6 +40,8 @@ class TrainingConfig:
         model: registry name, or folder (relative to the file, else as typed); its CLIP is kept frozen, its decoder trained.
         start_from_weights: start from the model's present decoder weights (fine-tuning) instead of fresh ones.
         refined: give the decoder residual blocks at strides 8 and 4 if it has none; they start as the identity.
+        extra_blocks: how many further such blocks the decoder has at strides 16, 8 and 4; None = as many as the model's.
+        decoder_layers: of the mask decoder; 0 = as many as the model has. New ones after the old ones start as the identity, too.
         data: images to learn from.
         validation: images that decide about early stopping and the best checkpoint; empty = keep the last.
         vocabulary: YAML file of the known classes; None = Cityscapes.
@@ -73,6 +75,8 @@ class TrainingConfig:
     cutouts: Path | None = None
     start_from_weights: bool = False
     refined: bool = False
+    extra_blocks: tuple[int, int, int] | None = None
+    decoder_layers: int = 0
     crop: tuple[int, int] = (512, 1024)
     scales: tuple[float, float] = (0.5, 2.0)
     anchored_queries: bool = False
@@ -151,10 +155,11 @@ class TrainingConfig:
                 ready[name] = _model(value, base)
             elif name in ("vocabulary", "cutouts"):
                 ready[name] = None if value is None else _path(value, base)
-            elif name in ("crop", "scales"):
-                if not isinstance(value, list) or len(value) != 2:
-                    raise TrainingError(f"'{name}' needs two numbers, not {value!r:.60}")
-                ready[name] = tuple(_of_type(name, part, int if name == "crop" else float) for part in value)
+            elif name in _TUPLES:
+                count, kind = _TUPLES[name]
+                if not isinstance(value, list) or len(value) != count:
+                    raise TrainingError(f"'{name}' needs {('two', 'three')[count - 2]} numbers, not {value!r:.60}")
+                ready[name] = tuple(_of_type(name, part, kind) for part in value)
             else:
                 ready[name] = _of_type(name, value, types[name])
         config = cls(**ready)
@@ -172,6 +177,8 @@ class TrainingConfig:
         positive = ("steps", "batch_size", "points", "validate_every", "validation_images", "checkpoint_every", "learning_rate")
         for name in positive:
             need(getattr(self, name) > 0, f"'{name}' must be positive")
+        need(all(count >= 0 for count in self.extra_blocks or ()), "'extra_blocks' must not be negative")
+        need(self.decoder_layers >= 0, "'decoder_layers' must not be negative; 0 = as many as the model has")
         need(self.threads >= 0, "'threads' must not be negative; 0 = the library's default")
         need(0 <= self.ema_decay < 1, "'ema_decay' must be in [0, 1)")
 
@@ -180,6 +187,7 @@ class TrainingConfig:
         return json.dumps(dataclasses.asdict(self), indent=1, default=str)
 
 
+_TUPLES: dict[str, tuple[int, type]] = {"crop": (2, int), "scales": (2, float), "extra_blocks": (3, int)}
 _KINDS_OF_VALUES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 
 

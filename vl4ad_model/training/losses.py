@@ -86,8 +86,9 @@ def at_points(maps: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = size
     x = ((points % width).float() + 0.5) * (2.0 / width) - 1
     y = ((points // width).float() + 0.5) * (2.0 / height) - 1
-    grid = torch.stack((x, y), dim=-1)[:, None].to(maps.dtype)
-    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
+    grid = torch.stack((x, y), dim=-1)[:, None]
+    # In float32: half precision would put points of wide images beside where they are.
+    return F.grid_sample(maps.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
 
 
 def class_logits(embeddings: Tensor, words: Words, void: Tensor, logit_scale: Tensor) -> Tensor:
@@ -125,20 +126,21 @@ def name_loss(embeddings: Tensor, things: Tensor, weights: Tensor, words: Words,
 
 def proposal_losses(
     heads: list[QueryMasks],
+    points: Tensor,
     targets: Targets,
     words: Words,
     void: Tensor,
     logit_scale: Tensor,
     *,
     weights: LossWeights,
-    points: int,
     anchored: int = 0,
     seen_points: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """All losses of a batch, summed over the heads (deep supervision).
 
     Args:
-        heads: predictions of every head; the last one also takes the map loss.
+        heads: predictions of every head, masks (B, N, P) at the points; the last one also takes the map loss.
+        points: (B, P) flat pixel indices of the labels, from `sample_points`.
         words: the step's vocabulary.
         void: (D,) the void embedding; logit_scale: logarithm.
         anchored: the first so many queries stand for the known class of their index; 0 = all are matched.
@@ -147,13 +149,11 @@ def proposal_losses(
     Returns:
         "total" and its parts "mask", "dice", "class", "map", "name", scalars; parts are before their weight.
     """
-    height, width = targets.labels.shape[-2:]
-    chosen = sample_points(targets.labels, points, beside=True)
-    point_labels = targets.labels.flatten(1).gather(1, chosen)
+    point_labels = targets.labels.flatten(1).gather(1, points)
     valid = (point_labels != IGNORED).float()
     sums = {name: heads[0].mask_logits.new_zeros((), dtype=torch.float32) for name in ("mask", "dice", "class", "map", "name")}
     for head in heads:
-        logits = at_points(head.mask_logits, chosen, (height, width)).float()
+        logits = head.mask_logits.float()
         of_class = class_logits(head.query_embeddings, words, void, logit_scale)
         owner, column = _owners(logits, of_class, targets, point_labels, valid, words.void_column, weights, anchored)
         mask, dice = _mask_losses(logits, owner, point_labels, valid)

@@ -28,7 +28,7 @@ from vl4ad_model.errors import TrainingError
 from vl4ad_model.image_files import write_bytes
 from vl4ad_model.network import checkpoint as weights_files
 from vl4ad_model.network.clip import tokenizer
-from vl4ad_model.network.fcclip import FCCLIP
+from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
 from vl4ad_model.network.mask_decoder import QueryMasks
 from vl4ad_model.scoring import MAX_LOGIT_SCALE
 from vl4ad_model.training import data as frames_on_disk
@@ -105,14 +105,15 @@ class Decoder(nn.Module):
         self.void_embedding = network.void_embedding
 
     def forward(
-        self, pyramid: Pyramid, points: Tensor | None = None, size: tuple[int, int] = (0, 0)
+        self, pyramid: Pyramid, points: Tensor, named: Tensor | None, size: tuple[int, int]
     ) -> tuple[list[QueryMasks], Tensor | None, Tensor, Tensor]:
-        """Every head, the class embeddings (B, P, D) of single pixels at flat indices `points` of `size`, void, logit scale."""
+        """Every head, its masks at flat indices `points` (B, P) of `size`; the class embeddings (B, Q, D) of the single pixels
+        `named` (B, Q); void; logit scale."""
         features = self.pixel_decoder(pyramid)
-        heads = self.mask_decoder(features, every_head=True)
+        heads = self.mask_decoder(features, every_head=True, point_features=at_points(features.mask_features, points, size))
         of_points = None
-        if points is not None:
-            single = at_points(features.mask_features, points, size).transpose(1, 2)
+        if named is not None:
+            single = at_points(features.mask_features, named, size).transpose(1, 2)
             of_points = self.mask_decoder.class_embed(self.mask_decoder._mask_pooling_proj(single))
         # Clones: DistributedDataParallel counts a parameter that is itself an output as ready twice.
         return heads, of_points, self.void_embedding.weight[0].clone(), self.mask_decoder.logit_scale.clone()
@@ -167,12 +168,13 @@ class Trainer:
         files = registry.locate(self.config.model)
         self.network, self.model_config = registry.build_network(files)
         trained = self.network.state_dict()
-        refined = self.config.refined and not self.model_config.refined
-        if refined:
-            self.model_config = dataclasses.replace(self.model_config, refined=True)
-        if refined or not self.config.start_from_weights:
+        had = self.model_config
+        self.model_config = self._grown(had)
+        if self.model_config != had or not self.config.start_from_weights:
             torch.manual_seed(self.config.seed)
             self.network = FCCLIP(self.model_config)
+            if self.config.start_from_weights:
+                self.network.mask_decoder.start_as_identity(had.decoder_layers)
             kept = {key: value for key, value in trained.items() if self.config.start_from_weights or key.startswith("clip.")}
             self.network.load_state_dict({**self.network.state_dict(), **kept})
         self.network.to(self.device)
@@ -180,6 +182,23 @@ class Trainer:
             parameter.requires_grad_(not name.startswith("clip."))
         self._clip_files = files.clip
         self._frozen = _fingerprint(self.network.clip)
+
+    def _grown(self, had: FCCLIPConfig) -> FCCLIPConfig:
+        """The model's configuration with what this run gives it.
+
+        Raises:
+            TrainingError: trained parts would have to go.
+        """
+        config = self.config
+        layers = config.decoder_layers or had.decoder_layers
+        blocks = had.extra_blocks if config.extra_blocks is None else config.extra_blocks
+        fewer = layers < had.decoder_layers or any(new < old for new, old in zip(blocks, had.extra_blocks, strict=True))
+        if config.start_from_weights and fewer:
+            raise TrainingError(
+                f"start_from_weights: the model has {had.decoder_layers} decoder layers and extra blocks {list(had.extra_blocks)}; "
+                "'decoder_layers' and 'extra_blocks' can only be as many or more"
+            )
+        return dataclasses.replace(had, refined=had.refined or config.refined, extra_blocks=tuple(blocks), decoder_layers=layers)
 
     def _load_words(self) -> None:
         config = self.config
@@ -191,7 +210,8 @@ class Trainer:
             tokenize,
             weights_key=self.network.clip.text_weights_key(),
             end_token=end_token,
-            cache_folder=prompts.default_cache_folder(),
+            # What a GPU computes differs in the last digits; the shared cache holds what a CPU does.
+            cache_folder=prompts.default_cache_folder() if self.device.type == "cpu" else None,
         )
         shown = frames_on_disk.hazard_names(list(dict.fromkeys(self._files))) | set(self.cutouts.names if self.cutouts else ())
         names = self._names = {name: _training_names(name) for name in sorted(shown)}
@@ -268,18 +288,19 @@ class Trainer:
             group["lr"] = rate
         labels = without_specks(labels)
         columns, things, emphasis, words = self._targets(labels, hazards)
+        points = sample_points(labels, config.points, beside=True)
         named = sample_points(labels, NAMED_POINTS) if config.name_weight else None
         mixed = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.precision)
         with torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
-            heads, of_points, void, logit_scale = self._wrapped(maps, named, tuple(labels.shape[-2:]))
+            heads, of_points, void, logit_scale = self._wrapped(maps, points, named, tuple(labels.shape[-2:]))
         losses = proposal_losses(
             [QueryMasks(head.mask_logits.float(), head.query_embeddings.float()) for head in heads],
+            points,
             Targets(labels, columns, things.to(self.device), emphasis.to(self.device)),
             words.to(self.device),
             void,
             logit_scale,
             weights=weights,
-            points=config.points,
             anchored=self._anchored,
             seen_points=None if named is None or of_points is None else (named, of_points.float()),
         )

@@ -28,7 +28,7 @@ ARGUMENTS = {
     "params_file": ("", "YAML file of parameters; empty = config/detector.yaml of this package."),
     "namespace": ("", "Namespace of the node."),
     "use_sim_time": ("", "true while a bag is played with --clock; empty = what the parameter file says, else false."),
-    "large_images": ("true", "Set the Fast DDS profile for images above 640x480 (for the processes started here only)."),
+    "large_images": ("true", "Set the Fast DDS profile for images of 1280x720 and more (for the processes started here only)."),
     "rviz": ("false", "Also start RViz with a layout for the outputs."),
     "foxglove": ("false", "Also start foxglove_bridge; the layout is config/foxglove_layout.json."),
 }

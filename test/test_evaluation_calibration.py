@@ -128,13 +128,14 @@ def test_calibrate_writes_a_parameters_file_that_holds_what_it_promises(tmp_path
     out, numbers = tmp_path / "node.yaml", tmp_path / "c.json"
     done = vl4ad(
         capfd, "calibrate", "--images", ordinary, "--rate", 0.5, "--hazard", "sofa|couch", "--engine", "torch",
-        "--out", out, "--json", numbers,
+        "--network-size", "96x160", "--out", out, "--json", numbers,
     )  # fmt: skip
     assert done.code == 0 and "anomaly_threshold" in done.out, done.err
     parameters = yaml.safe_load(out.read_text())["/**"]["ros__parameters"]
     assert parameters["hazard_prompts"] == ["sofa|couch"] and parameters["model"] == "tiny"
     assert parameters["anomaly_threshold"] == json.loads(numbers.read_text())["threshold"]
     assert (parameters["vocabulary_file"], parameters["classifier"]) == ("", "auto"), "no word of another file stays"
+    assert (parameters["network_size"], parameters["precision"]) == ([96, 160], "fp32"), "scores change with the size"
     assert "exchangeable" in out.read_text()
     rclpy = pytest.importorskip("rclpy.parameter", reason="rclpy is not installed")
     loaded = rclpy.parameter_dict_from_yaml_file(str(out), use_wildcard=True, target_nodes=["/vl4ad_detector"])

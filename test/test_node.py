@@ -1,6 +1,7 @@
 """The detector as a subscriber meets it: a real process, real messages over DDS, no mocks."""
 
 import json
+import shutil
 import time
 from io import BytesIO
 
@@ -303,6 +304,16 @@ def test_a_topic_of_another_type_is_said():
 
 
 # --- diagnostics ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_without_its_weights_is_a_warning(tmp_path):
+    from vl4ad_model import registry
+
+    shutil.copy(registry.locate("tiny", offline=True).clip.parent / "config.json", tmp_path)
+    with running_detector({"model": str(tmp_path)}) as (_, user):
+        status = "vl4ad_detector: detector"
+        assert user.wait_for(lambda c: "UNTRAINED" in c.messages.get(status, ("", ""))[1], 20), user.collected.messages
+        assert "UNTRAINED" in user.collected.diagnostics[status]["model notice"]
 
 
 def test_diagnostics_tell_rates_latency_model_engine_and_words(user):

@@ -128,9 +128,10 @@ def segment(
     from vl4ad_model.engines.commands import ProgressLine
     from vl4ad_model.evaluation.outputs import check_writable
     from vl4ad_model.segmenter import Segmenter
+    from vl4ad_model.sizes import parse_size
     from vl4ad_model.vocabulary import Vocabulary
 
-    size = _size(network_size)
+    size = parse_size(network_size) if network_size is not None else None
     check_writable(out, folder=True)
     if json_file:
         check_writable(json_file, folder=False)
@@ -171,15 +172,6 @@ def segment(
         content = {"model": segmenter.model_name, **words.to_json_dict(), "images": numbers}
         image_files.write_bytes(json_file, json.dumps(content, indent=1).encode())
     print(f"wrote labels, scores and overlays to {out}")
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise Vl4adError(f"'{text}' is no size: give HEIGHTxWIDTH, for example 512x1024")
-    return int(parts[0]), int(parts[1])
 
 
 def _pictures(paths: list[Path]) -> Iterator[tuple[Path, np.ndarray]]:

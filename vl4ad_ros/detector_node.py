@@ -506,6 +506,8 @@ class DetectorNode(LifecycleNode):
             words, trouble = segmenter.words, segmenter.engine_trouble
             if trouble and level == DiagnosticStatus.OK:
                 level, message = DiagnosticStatus.WARN, f"{segmenter.engine_name} serves: {trouble}"
+            if "UNTRAINED" in segmenter.notice and level == DiagnosticStatus.OK:
+                level, message = DiagnosticStatus.WARN, segmenter.notice
             values |= {
                 "model": segmenter.model_name,
                 "model notice": segmenter.notice,

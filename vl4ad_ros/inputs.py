@@ -73,12 +73,13 @@ class CameraInput:
         publishers = self._publishers()
         if not publishers:
             name = f"{self.camera}/image" if self.camera else "image"
-            hint = f"remap with -r {name}:=/your/topic (make run IMAGE=/your/topic), and is ROS_DOMAIN_ID the same?"
+            hint = f"remap with -r {name}:=/your/topic (image:=/your/topic in ros2 launch, IMAGE=/your/topic in make run)"
+            hint += ", and is ROS_DOMAIN_ID the same?"
             return "" if self._seconds < 5 else f"no publisher on {self.topic}: {hint}"
         others = {each.topic_type for each in publishers} - {_name_of(self._message_type)}
         if others:
             found = sorted(others)[0]
-            hint = f": start the detector with -p image_transport:={_TYPES[found]}" if found in _TYPES else ""
+            hint = f": start the detector with image_transport:={_TYPES[found]} (-p outside ros2 launch)" if found in _TYPES else ""
             return f"{self.topic} carries {found}, not {_name_of(self._message_type)}{hint}"
         if not self._best_effort and self._offers_best_effort():
             return f"{self.topic} is published best effort only: start the detector with -p qos_reliability:=auto"

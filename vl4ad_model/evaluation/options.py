@@ -16,6 +16,7 @@ from vl4ad_model.errors import EvaluationError
 from vl4ad_model.evaluation.folders import FolderSource, dataset_folders, expand
 from vl4ad_model.evaluation.frame_counts import METRICS
 from vl4ad_model.evaluation.runner import ModelSettings
+from vl4ad_model.sizes import parse_size
 
 if TYPE_CHECKING:
     from vl4ad_model.evaluation.bags import BagSource
@@ -40,6 +41,9 @@ Merge = Annotated[bool, typer.Option(help="Score classes of one superclass as on
 Engine = Annotated[str, typer.Option(help="auto, torch, onnx, openvino or tensorrt.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Precision = Annotated[str, typer.Option(help="fp32 or fp16.")]
+NetworkSize = Annotated[
+    str | None, typer.Option(metavar="HxW", help="Fit images into this size, multiples of 32; default: the model's own.")
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Never download.")]
 Images = Annotated[list[Path], typer.Option("--images", help="Folder of images, or a data set's root folder; repeat for more.")]
 Bags = Annotated[list[Path], typer.Argument(help="rosbag2 recordings: folders, .mcap or .db3 files.", show_default=False)]
@@ -97,6 +101,7 @@ class ModelOptions:
     engine: Engine = "auto"
     device: Device = "auto"
     precision: Precision = "fp32"
+    network_size: NetworkSize = None
     offline: Offline = False
     workers: Workers = 1
 
@@ -112,6 +117,7 @@ class ModelOptions:
             engine=self.engine,
             device=self.device,
             precision=self.precision,
+            network_size=parse_size(self.network_size) if self.network_size is not None else None,
             offline=self.offline,
             threads=max(1, (os.cpu_count() or 1) // self.workers) if self.workers > 1 else None,
         )

@@ -145,11 +145,14 @@ def parameters_yaml(result: Calibration, model: ModelSettings, kind: str, alarm_
         "hazard_prompts": list(model.hazards) or "",
         "vocabulary_file": str(Path(model.vocabulary).resolve()) if model.vocabulary else "",
         "classifier": model.classifier or "auto",
+        # Scores change with these, too; [0, 0] is the model's own size.
+        "network_size": list(model.network_size or (0, 0)),
+        "precision": model.precision,
     }
     head = [
         f"# Calibrated on {result.frames} frames of ordinary driving: {what} is at most {result.rate:g}",
         "# on new frames that are exchangeable with them (the same places, weather, camera and speed of change).",
-        f"# On those frames it is {result.measured:.6g}. The threshold holds for this model and these words only.",
+        f"# On those frames it is {result.measured:.6g}. The threshold holds for this model, size, precision and these words only.",
     ]
     return "\n".join(head) + "\n" + yaml.safe_dump({node: {"ros__parameters": parameters}}, sort_keys=False, allow_unicode=True)
 

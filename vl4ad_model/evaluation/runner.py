@@ -41,6 +41,7 @@ class ModelSettings:
     engine: str = "auto"
     device: str = "auto"
     precision: str = "fp32"
+    network_size: tuple[int, int] | None = None
     offline: bool = False
     threads: int | None = None
 

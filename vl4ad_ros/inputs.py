@@ -79,7 +79,7 @@ class CameraInput:
         others = {each.topic_type for each in publishers} - {_name_of(self._message_type)}
         if others:
             found = sorted(others)[0]
-            hint = f": start the detector with image_transport:={_TYPES[found]} (-p outside ros2 launch)" if found in _TYPES else ""
+            hint = f": start the detector with -p image_transport:={_TYPES[found]} (ros2 launch: no -p)" if found in _TYPES else ""
             return f"{self.topic} carries {found}, not {_name_of(self._message_type)}{hint}"
         if not self._best_effort and self._offers_best_effort():
             return f"{self.topic} is published best effort only: start the detector with -p qos_reliability:=auto"

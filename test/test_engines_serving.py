@@ -217,6 +217,7 @@ def test_who_records_a_graph_can_hold_the_constants_it_reads():
 @pytest.mark.parametrize(
     "text",
     ["CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "CUDNN_STATUS_ALLOC_FAILED",
+     "CUDNN_STATUS_NOT_INITIALIZED", "CUDA_ERROR_OUT_OF_MEMORY", "GET was unable to find an engine to execute this computation",
      "Failed to allocate memory for requested buffer of size 1",
      "Requested amount of GPU memory (1 bytes) could not be allocated."],
 )  # fmt: skip

@@ -108,7 +108,9 @@ def test_colcon_sees_builds_and_installs_it(source, tmp_path):
     installed = workspace / "install/vl4ad_ros"
     assert (installed / "share/ament_index/resource_index/packages/vl4ad_ros").is_file()
     assert (installed / "share/vl4ad_ros/launch/detector.launch.py").is_file()
-    assert (installed / "lib/vl4ad_ros/detector").stat().st_mode & stat.S_IXUSR
+    # What `ros2 run vl4ad_ros` finds; the command line is not on PATH there.
+    for name in ("detector", "replay_evaluation", "vl4ad"):
+        assert (installed / "lib/vl4ad_ros" / name).stat().st_mode & stat.S_IXUSR
 
 
 # --- parameters file and layouts --------------------------------------------------------------------------------------------

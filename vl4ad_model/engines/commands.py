@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vl4ad_model.errors import EngineError
+from vl4ad_model.sizes import parse_size
 
 if TYPE_CHECKING:
     from vl4ad_model.engines.base import BuildProgress
@@ -227,10 +228,10 @@ def _network(model: str, untrained: bool, offline: bool) -> tuple[str, FCCLIP, F
 
 
 def _size(text: str) -> tuple[int, int]:
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit()) or min(int(height), int(width)) < 32 or int(height) % 32 or int(width) % 32:
-        raise EngineError(f"size '{text}' must be HEIGHTxWIDTH, multiples of 32, for example 384x640")
-    return int(height), int(width)
+    size = parse_size(text)
+    if min(size) < 32 or any(side % 32 for side in size):
+        raise EngineError(f"size '{text}' must be multiples of 32, for example 384x640")
+    return size
 
 
 def _availability(name: str) -> str:

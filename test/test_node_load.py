@@ -1,5 +1,6 @@
 """The detector under pressure: words changed at full rate, more images than it can take, signals at bad moments, many lives."""
 
+import itertools
 import re
 import signal
 import subprocess
@@ -215,7 +216,9 @@ def test_twenty_lives_leak_nothing():
             assert user.change_state("deactivate") and user.state() == "inactive"
             assert user.change_state("cleanup")
             memory.append(detector.memory_mb())
-    assert max(memory[-5:]) - max(memory[3:8]) < 15, memory
+    # What leaks does so in every five lives; an allocator's pool that grows once, by 20 MB perhaps, does not.
+    fives = [max(memory[first : first + 5]) for first in (5, 10, 15)]
+    assert min(later - earlier for earlier, later in itertools.pairwise(fives)) < 5, [round(each) for each in memory]
 
 
 @pytest.mark.parametrize("arguments", [["--params-file", "nowhere.yaml"], ["-p"]])

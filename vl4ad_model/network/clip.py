@@ -158,8 +158,8 @@ class FrozenClip(nn.Module):
             return x.view(batch, -1, heads, depth).transpose(1, 2)  # (B, heads, L, depth)
 
         scores = split(pool.q_proj(query)) @ split(pool.k_proj(placed)).transpose(2, 3) * depth**-0.5  # (B, heads, 1, L)
-        # In float32: a mask on which the shared query hardly looks has weights that float16 takes for zero. A graph exported in half
-        # precision computes them in half precision nevertheless.
+        # In float32: a mask on which the shared query hardly looks has weights that float16 takes for zero. A graph that is
+        # exported in half precision computes them in half precision nevertheless.
         weights = (scores - scores.amax(dim=-1, keepdim=True)).float().exp()
         masked = inside[:, None].float() * weights  # (B, heads, N, L)
         total = masked.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)

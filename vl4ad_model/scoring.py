@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vl4ad_model import native_scoring
+from vl4ad_model import native_scoring, triton_scoring
 from vl4ad_model.network.proposals import MaskProposals
 from vl4ad_model.out_of_memory import is_out_of_memory
 from vl4ad_model.vocabulary import Vocabulary
@@ -225,11 +225,15 @@ class Scorer:
 
     Where memory runs out it works in smaller tiles from then on, and at last on the CPU.
 
+    Args:
+        fused: use the compiled kernels where they apply; without, torch's own operations alone.
+
     Attributes:
         notice: what it had to do for want of memory, in words; empty while there is enough.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, fused: bool = True) -> None:
+        self._fused = fused
         self._buffers: dict[str, Tensor] = {}
         self._halved = 0
         self.notice = ""
@@ -307,8 +311,9 @@ class Scorer:
         classes = labels_rows.shape[0]
         masks = proposals.mask_logits[0]
         quarter = (4 * masks.shape[-2], 4 * masks.shape[-1]) == proposals.padded_size
-        if quarter and (height, width) == proposals.image_size:
-            done = native_scoring.score(masks, labels_rows, anomaly_rows, classifier.known_count, (height, width))
+        if self._fused and quarter and (height, width) == proposals.image_size:
+            fused = triton_scoring.score if masks.is_cuda else native_scoring.score
+            done = fused(masks, labels_rows, anomaly_rows, classifier.known_count, (height, width))
             if done is not None:
                 return ScoreMaps(*done)
         matrix = labels_rows if anomaly_rows is None else torch.cat((labels_rows, anomaly_rows))

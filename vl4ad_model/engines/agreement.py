@@ -28,6 +28,7 @@ FLOAT64 = "torch float64"
 # Full precision: the worst frame must be inside. Half precision: labels over all frames, and the change of average precision.
 MASK_LOGITS, LABELS, ANOMALY = 1e-3, 0.999, 1e-3
 HALF_LABELS, HALF_AP = 0.995, 0.005
+COMPARED = {"cpu": ("onnx", "openvino"), "cuda": ("torch", "onnx", "tensorrt")}
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def compare(
     engines: Sequence[str],
     *,
     network_size: tuple[int, int],
+    device: str = "cpu",
     precision: str = "fp32",
     float64: bool = True,
     model_name: str = "model",
@@ -106,14 +108,15 @@ def compare(
     progress: ProgressCallback | None = None,
     advance: Callable[[], Any] = lambda: None,
 ) -> list[Agreement]:
-    """Run every engine on the CPU over the same frames and words and say how far it is from PyTorch in float32.
+    """Run every engine over the same frames and words and say how far it is from PyTorch in float32 on the CPU.
 
     Half precision on the CPU is for comparing only: the weights are rounded to float16, but it is computed in float32. PyTorch is
     no help there: its float16 grid_sample on the CPU counts strides in 16 bits, which large maps overflow.
 
     Args:
         classifier: of the network's words, on the CPU.
-        engines: onnx, openvino or both.
+        engines: on the CPU onnx and openvino; on a GPU torch, onnx and tensorrt. Scoring is done where an engine runs.
+        device: cpu, cuda or cuda:N, of the engines.
         network_size: (height, width) of every picture.
         advance: called after every frame.
 
@@ -123,12 +126,12 @@ def compare(
     import torch
 
     from vl4ad_model.engines.torch_engine import TorchEngine
-    from vl4ad_model.scoring import Scorer
+    from vl4ad_model.scoring import ScoreMaps, Scorer
 
     if not pictures:
         raise EngineError("there is no frame to compare on")
     running: dict[str, Engine] = {}
-    options = {"network_size": network_size, "precision": precision, "model_name": model_name, "cache": cache}
+    options = {"network_size": network_size, "device": device, "precision": precision, "model_name": model_name, "cache": cache}
     for name in engines:
         running[name] = _engine(network, name, {**options, "progress": progress})
     exact = _in_float64(network) if float64 else None
@@ -142,8 +145,11 @@ def compare(
             if picture.truth is not None:
                 ranked.append(_ranked(expected.anomaly, picture))
             for name, engine in running.items():
-                ours = _full(engine.propose(images, picture.fitted, pooled=pooled))
-                _add(sums[name], picture, ours, theirs, scorer.score(ours, classifier)[0], expected)
+                ours = engine.propose(images, picture.fitted, pooled=pooled)
+                if not ours.mask_logits.is_cuda:
+                    ours = _full(ours)
+                maps = ScoreMaps(*(each.cpu() for each in scorer.score(ours, classifier)[0]))
+                _add(sums[name], picture, _full(ours.on("cpu")), theirs, maps, expected)
             if exact is not None:
                 ours = _full(exact(images, picture.fitted, pooled))
                 _add(sums[FLOAT64], picture, ours, theirs, scorer.score(ours, classifier)[0], expected)
@@ -157,10 +163,15 @@ def compare(
 def _engine(network: FCCLIP, name: str, options: dict[str, Any]) -> Engine:
     from vl4ad_model import engines
 
-    if name not in ("onnx", "openvino"):
-        raise EngineError(f"engine '{name}' cannot be compared on the CPU: use onnx, openvino")
+    possible = COMPARED["cpu" if options["device"] == "cpu" else "cuda"]
+    if name not in possible:
+        raise EngineError(f"engine '{name}' cannot be compared on {options['device']}: use {', '.join(possible)}")
+    if name == "torch":
+        from vl4ad_model.engines.torch_engine import TorchEngine
+
+        return TorchEngine(network, **{key: options[key] for key in ("device", "precision", "network_size")})
     engines.require(name)
-    return engines.compiled_class(name)(network, device="cpu", **options)
+    return engines.compiled_class(name)(network, **options)
 
 
 def _in_float64(network: FCCLIP) -> Callable[[np.ndarray, tuple[int, int], bool], MaskProposals]:

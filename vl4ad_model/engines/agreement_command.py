@@ -22,8 +22,14 @@ def benchmark_agreement(
     images: Annotated[list[Path] | None, typer.Option(help="Folder of images or a data set's root; repeat for more.")] = None,
     bag: Annotated[list[Path] | None, typer.Option(help="rosbag2 recording; repeat for more.")] = None,
     model: Model = "tiny",
-    only: Annotated[str, typer.Option("--engines", help="Some of onnx,openvino.")] = "onnx,openvino",
-    precision: Annotated[str, typer.Option(help="fp32, or fp16: how much half precision changes, emulated on the CPU.")] = "fp32",
+    only: Annotated[
+        str,
+        typer.Option("--engines", help="On the CPU of onnx,openvino (default both), on a GPU of torch,onnx,tensorrt (torch)."),
+    ] = "",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda or cuda:N, of the engines; PyTorch float32 runs on the CPU.")
+    ] = "cpu",
+    precision: Annotated[str, typer.Option(help="fp32, or fp16: how much half precision changes; emulated on the CPU.")] = "fp32",
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the network; default: the model's own.")] = "",
     every: Annotated[int, typer.Option(min=1, help="Folders: every n-th image. Bags: one frame every n seconds; 1 = all.")] = 1,
     hazard: Annotated[list[str] | None, typer.Option("--hazard", help="A hazard in words; repeat for more.")] = None,
@@ -45,6 +51,8 @@ def benchmark_agreement(
 
     if precision not in engines.PRECISIONS:
         raise EngineError(f"precision '{precision}' is unknown: use {', '.join(engines.PRECISIONS)}")
+    device = engines.device_for("torch", device=device)
+    only = only or ("onnx,openvino" if device == "cpu" else "torch")
     name, network, config = _network(model, untrained, offline=True)
     shape = _size(size) if size else config.network_size or (512, 1024)
     classifier = _words(network, config, hazard or [], random=untrained)
@@ -52,10 +60,10 @@ def benchmark_agreement(
     with ProgressLine() as line:
         rows = compare(
             network, pictures, classifier, [part.strip() for part in only.split(",") if part.strip()],
-            network_size=shape, precision=precision, float64=float64, model_name=name, progress=line,
+            network_size=shape, device=device, precision=precision, float64=float64, model_name=name, progress=line,
         )  # fmt: skip
     columns = ("engine", "masks", "labels %", "worst frame", "anomaly", "99.9 %", "AP", "verdict")
-    title = f"{name}, {precision} against PyTorch float32, {shape[0]}x{shape[1]}, {len(pictures)} frames"
+    title = f"{name}, {precision} on {device} against PyTorch float32, {shape[0]}x{shape[1]}, {len(pictures)} frames"
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*_cells(row))

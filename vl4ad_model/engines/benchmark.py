@@ -40,7 +40,6 @@ def measure(
     from vl4ad_model import engines
     from vl4ad_model.engines.torch_engine import TorchEngine
     from vl4ad_model.network_words import classifier_for, random_rows, street_vocabulary
-    from vl4ad_model.scoring import Scorer
 
     if threads:
         torch.set_num_threads(threads)
@@ -65,14 +64,14 @@ def measure(
             rows.append({"engine": name, "size": label, "error": str(error)})
             continue
         classifier = classifier_for(network, vocabulary, rows_of_text, device=engine.device)
-        stages[name] = _stages(engine, backbone, classifier, Scorer(), image)
+        stages[name] = _stages(engine, backbone, classifier, image)
         memory[name], places[name] = _memory_mb(engine.device) - before, engine.device
         if name == "torch" and engine.device.startswith("cuda"):
             for how in engines.PRECISIONS:  # what the same network takes as everybody runs it
                 eager = TorchEngine(network, device=engine.device, precision=how, network_size=size, graphs=False)
                 tower = _backbone(network, "torch", engine.device, how, size, threads)
                 places[f"torch eager {how}"] = engine.device
-                stages[f"torch eager {how}"] = _stages(eager, tower, classifier, Scorer(), image)
+                stages[f"torch eager {how}"] = _stages(eager, tower, classifier, image)
     wall: dict[tuple[str, str], list[float]] = {}
     cpu: dict[tuple[str, str], list[float]] = {}
     for turn in range(repeat + 2):
@@ -134,19 +133,26 @@ def _row(engine: str, size: str, stage: str, wall: list[float], cpu: float, base
     }
 
 
-def _stages(engine: Any, backbone: Callable[[np.ndarray], Any], classifier: Any, scorer: Any, image: np.ndarray):
+def _stages(engine: Any, backbone: Callable[[np.ndarray], Any], classifier: Any, image: np.ndarray) -> dict[str, Callable[[], Any]]:
+    from vl4ad_model.scoring import Scorer
+
+    scorer = Scorer()
     proposals: dict[str, Any] = {}
 
     def network() -> None:
         proposals["last"] = engine.propose(image, pooled=classifier.needs_pooled)
 
-    def scoring() -> None:
+    def score_with(scorer: Scorer) -> None:
         for maps in scorer.score(proposals["last"], classifier):
             maps.on_host()
 
-    network()
-    scoring()
-    return {"backbone alone": lambda: backbone(image), "network": network, "scoring": scoring}
+    stages = {"backbone alone": lambda: backbone(image), "network": network, "scoring": lambda: score_with(scorer)}
+    if engine.device.startswith("cuda"):
+        tiles = Scorer(fused=False)
+        stages["scoring without Triton"] = lambda: score_with(tiles)
+    for action in list(stages.values())[1:]:
+        action()
+    return stages
 
 
 def _backbone(

@@ -1,0 +1,63 @@
+"""torchvision beside torch: one that works, as on every machine with matching builds, and one whose library does not load."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+OPERATORS = """
+#include <torch/library.h>
+TORCH_LIBRARY(torchvision, m) {
+  m.def("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor");
+  m.def("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor");
+}
+"""
+# What torchvision does when it is imported.
+IMPORT = """
+import pathlib, torch
+try:
+    torch.ops.load_library(str(pathlib.Path(__file__).with_name("_C.so")))
+except OSError:
+    pass
+torch.library.register_fake("torchvision::nms")(lambda dets, scores, iou_threshold: dets)
+"""
+SCRIPT = "from vl4ad_model import torchvision_schemas as schemas; schemas.define(); schemas.define(); import torchvision; print('fine')"
+
+
+def imported(folder: Path) -> subprocess.CompletedProcess:
+    (folder / "torchvision" / "__init__.py").write_text(IMPORT)
+    path = os.pathsep.join([str(folder), str(Path(__file__).resolve().parents[1])])
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_a_torchvision_that_works_is_left_to_define_its_operators(tmp_path):
+    """C++ that defines an operator a second time aborts the process: the schemas must not be there first."""
+    folder, source = tmp_path / "torchvision", tmp_path / "operators.cpp"
+    folder.mkdir()
+    source.write_text(OPERATORS)
+    of_torch = Path(torch.__file__).parent
+    subprocess.run(
+        ["g++", "-std=c++20", "-O0", "-fPIC", "-shared", f"-I{of_torch / 'include'}", str(source), f"-L{of_torch / 'lib'}",
+         "-ltorch_cpu", "-lc10", "-o", str(folder / "_C.so")],
+        check=True, timeout=250,
+    )  # fmt: skip
+    done = imported(tmp_path)
+    assert done.returncode == 0 and "fine" in done.stdout, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("library", ["for another torch", "none"])
+def test_beside_a_torchvision_whose_library_does_not_load_its_import_works(tmp_path, library):
+    (tmp_path / "torchvision").mkdir()
+    if library != "none":
+        (tmp_path / "torchvision" / "_C.so").write_bytes(b"\x7fELF not for this torch")
+    done = imported(tmp_path)
+    assert done.returncode == 0 and "fine" in done.stdout, done.stderr[-2000:]

@@ -1,0 +1,121 @@
+"""The GPU's scoring kernel: on a GPU where there is one, and everywhere in Triton's interpreter, which runs it on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vl4ad_model import triton_scoring
+
+# queries, masks' height and width, output size, classes, merged classes, type
+CASES = [
+    (20, 6, 10, (24, 40), 5, 0, "float32"),
+    (37, 9, 21, (33, 81), 21, 9, "float32"),
+    (16, 5, 70, (20, 277), 3, 2, "float16"),
+    (100, 4, 8, (1, 3), 40, 10, "float32"),
+    (1, 1, 1, (4, 4), 1, 0, "float16"),
+    (250, 3, 70, (12, 280), 60, 60, "float32"),
+]
+
+
+def case(number: int, device: str):
+    count, h, w, size, classes, merged, kind = CASES[number]
+    generator = torch.Generator().manual_seed(number)
+    masks = (torch.randn(count, h, w, generator=generator) * 4).to(getattr(torch, kind))
+    labels_rows = torch.rand(classes, count, generator=generator)
+    anomaly_rows = torch.rand(merged, count, generator=generator) if merged else None
+    moved = [None if each is None else each.to(device) for each in (masks, labels_rows, anomaly_rows)]
+    return (*moved, max(1, classes - 1), size)
+
+
+def expected(masks, labels_rows, anomaly_rows, known, size):
+    """The equations in float64: upsample the logits, sigmoid, combine."""
+    logits = F.interpolate(masks.double()[None], scale_factor=4, mode="bilinear", align_corners=False)
+    scores = logits[0, :, : size[0], : size[1]].sigmoid()
+    classes = torch.einsum("cn,nhw->chw", labels_rows.double(), scores)
+    of_known = classes[:known] if anomaly_rows is None else torch.einsum("cn,nhw->chw", anomaly_rows.double(), scores)
+    return classes, 1 - of_known.amax(dim=0)
+
+
+def agrees(number: int, device: str, score) -> None:
+    arguments = case(number, device)
+    labels, anomaly = score(*arguments)
+    classes, surprise = expected(*arguments)
+    assert labels.dtype == torch.uint8 and anomaly.dtype == torch.float32 and labels.shape == anomaly.shape == arguments[-1]
+    assert torch.allclose(anomaly.double(), surprise, atol=1e-4)
+    # Where two classes are as likely, either is right.
+    chosen = classes.gather(0, labels.long()[None])[0]
+    assert torch.allclose(chosen, classes.amax(dim=0), atol=1e-4)
+
+
+INTERPRETED = """
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import torch
+import test_triton_scoring as here
+from vl4ad_model import triton_scoring
+for number in range(len(here.CASES)):
+    here.agrees(number, "cpu", lambda *arguments: triton_scoring.launch(*arguments, 128, cells=16))
+# The first of equally likely classes, as everywhere else.
+masks = torch.zeros((16, 2, 2))
+labels, anomaly = triton_scoring.launch(masks, torch.full((5, 16), 1 / 16), None, 5, (8, 8), 32, cells=16)
+assert labels.eq(0).all() and torch.allclose(anomaly, torch.full((8, 8), 0.5))
+print("all agree")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+def test_the_kernel_computes_the_equations_in_tritons_interpreter():
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED, os.path.dirname(__file__)],
+        env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0 and "all agree" in done.stdout, done.stderr[-3000:]
+
+
+def test_without_a_gpu_the_kernel_does_not_apply():
+    assert triton_scoring.score(*case(0, "cpu")) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_the_kernel_computes_the_equations_on_the_gpu(number):
+    settle()
+    agrees(number, "cuda", triton_scoring.score)
+
+
+@pytest.mark.gpu
+def test_words_that_come_and_go_compile_nothing():
+    """One kernel for up to 32 rows, one for 64, one for 128; more is done without. No image waits for a compiler but the first."""
+    settle()
+    before = len(compiled_kernels())
+    for classes in (1, 15, 16, 17, 32, 33, 48, 64, 65, 127, 128):
+        for queries in (16, 17):
+            masks, rows = torch.randn(queries, 8, 16, device="cuda"), torch.rand(classes, queries, device="cuda")
+            _, anomaly = triton_scoring.score(masks, rows, None, classes, (32, 64))
+            _, surprise = expected(masks, rows, None, classes, (32, 64))
+            assert torch.allclose(anomaly.double(), surprise, atol=1e-4)
+    assert len(compiled_kernels()) == before
+    assert triton_scoring.score(masks, torch.rand(129, queries, device="cuda"), None, 129, (32, 64)) is None
+
+
+def settle() -> None:
+    """Compile everything, as an engine has after its first images."""
+    for kind in (torch.float32, torch.float16):
+        assert triton_scoring.usable(torch.device("cuda:0"), kind, 32)
+    for thread in threading.enumerate():
+        if thread.name == "scoring kernels":
+            thread.join()
+
+
+def compiled_kernels() -> list:
+    caches = triton_scoring.kernel().device_caches
+    return [key for device in caches.values() for key in device[0]]

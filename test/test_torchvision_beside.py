@@ -27,7 +27,13 @@ except OSError:
     pass
 torch.library.register_fake("torchvision::nms")(lambda dets, scores, iou_threshold: dets)
 """
-SCRIPT = "from vl4ad_model import torchvision_schemas as schemas; schemas.define(); schemas.define(); import torchvision; print('fine')"
+SCRIPT = """
+from vl4ad_model import torchvision_schemas
+torchvision_schemas.define()
+torchvision_schemas.define()
+import torchvision
+print("fine")
+"""
 
 
 def imported(folder: Path) -> subprocess.CompletedProcess:

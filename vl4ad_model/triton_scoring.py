@@ -34,74 +34,10 @@ def kernel() -> Any:
     if os.environ.get(OFF) == "0":
         return None
     try:
-        import triton
-        import triton.language as tl
+        from vl4ad_model.triton_kernels import score_maps
     except ImportError as error:
         log.info("scoring runs in PyTorch: Triton cannot be imported (%s)", error)
         return None
-
-    # Where the words end changes with every prompt: a kernel specialised on it would be compiled again.
-    changing = ("count", "height", "width", "classes", "first_known", "last_known")
-
-    @triton.jit(do_not_specialize=changing)
-    def score_maps(
-        masks, matrix, labels, anomaly, count, h, w, height, width, classes, first_known, last_known,
-        ROWS: tl.constexpr, CELLS: tl.constexpr, QUERIES: tl.constexpr,
-    ):  # fmt: skip
-        """One row of output, 4 pixels for each of CELLS columns of the masks; a mask is four times as small as the map.
-
-        masks (count, h, w); matrix (ROWS, queries) float32, zero where there is no query or no row.
-        """
-        across = tl.cdiv(width, 4 * CELLS)
-        y = tl.program_id(0) // across
-        start = (tl.program_id(0) % across) * CELLS
-        # Bilinear, align_corners=False: the centre of row y lies at (y + 1/2) / 4 - 1/2.
-        position = tl.maximum((y + 0.5) * 0.25 - 0.5, 0.0)
-        above = position.to(tl.int32)
-        below = tl.minimum(above + 1, h - 1)
-        down = position - above
-        middle = start + tl.arange(0, CELLS)
-        inside = middle < w
-        left = tl.maximum(middle - 1, 0)
-        right = tl.minimum(middle + 1, w - 1)
-        queries = tl.arange(0, QUERIES)
-        rows = tl.arange(0, ROWS)
-        padded = tl.cdiv(count, QUERIES) * QUERIES
-        first = tl.zeros((CELLS, ROWS), tl.float32)
-        second = tl.zeros((CELLS, ROWS), tl.float32)
-        third = tl.zeros((CELLS, ROWS), tl.float32)
-        fourth = tl.zeros((CELLS, ROWS), tl.float32)
-        for query in range(0, count, QUERIES):
-            which = query + queries
-            there = inside[:, None] & (which < count)[None, :]
-            upper = masks + (which.to(tl.int64) * h + above)[None, :] * w
-            lower = masks + (which.to(tl.int64) * h + below)[None, :] * w
-            a = tl.load(upper + left[:, None], mask=there, other=0.0).to(tl.float32)
-            a += down * (tl.load(lower + left[:, None], mask=there, other=0.0).to(tl.float32) - a)
-            b = tl.load(upper + middle[:, None], mask=there, other=0.0).to(tl.float32)
-            b += down * (tl.load(lower + middle[:, None], mask=there, other=0.0).to(tl.float32) - b)
-            c = tl.load(upper + right[:, None], mask=there, other=0.0).to(tl.float32)
-            c += down * (tl.load(lower + right[:, None], mask=there, other=0.0).to(tl.float32) - c)
-            of_classes = tl.load(matrix + rows[None, :] * padded + which[:, None])
-            first = tl.dot(tl.sigmoid(a + 0.625 * (b - a)), of_classes, first, input_precision="tf32x3")
-            second = tl.dot(tl.sigmoid(a + 0.875 * (b - a)), of_classes, second, input_precision="tf32x3")
-            third = tl.dot(tl.sigmoid(b + 0.125 * (c - b)), of_classes, third, input_precision="tf32x3")
-            fourth = tl.dot(tl.sigmoid(b + 0.375 * (c - b)), of_classes, fourth, input_precision="tf32x3")
-        labelled = (rows < classes)[None, :]
-        known = ((rows >= first_known) & (rows < last_known))[None, :]
-        lowest = float("-inf")
-        even = tl.interleave(
-            tl.argmax(tl.where(labelled, first, lowest), axis=1), tl.argmax(tl.where(labelled, third, lowest), axis=1)
-        )
-        odd = tl.interleave(
-            tl.argmax(tl.where(labelled, second, lowest), axis=1), tl.argmax(tl.where(labelled, fourth, lowest), axis=1)
-        )
-        best_even = tl.interleave(tl.max(tl.where(known, first, lowest), axis=1), tl.max(tl.where(known, third, lowest), axis=1))
-        best_odd = tl.interleave(tl.max(tl.where(known, second, lowest), axis=1), tl.max(tl.where(known, fourth, lowest), axis=1))
-        x = 4 * start + tl.arange(0, 4 * CELLS)
-        place = y.to(tl.int64) * width + x
-        tl.store(labels + place, tl.interleave(even, odd).to(tl.uint8), mask=x < width)
-        tl.store(anomaly + place, 1.0 - tl.interleave(best_even, best_odd), mask=x < width)
 
     return score_maps
 
@@ -141,6 +77,7 @@ def launch(
     *,
     cells: int = _CELLS,
     queries: int = _QUERIES,
+    halves: bool = True,
     **how: int,
 ) -> tuple[Tensor, Tensor]:
     """`score` without asking whether it can be done.
@@ -154,18 +91,18 @@ def launch(
     count, h, w = masks.shape
     height, width = output_size
     classes = labels_rows.shape[0]
-    matrix = torch.zeros((rows, -(-count // queries) * queries), device=masks.device)
-    matrix[:classes, :count] = labels_rows
+    matrix = torch.zeros((-(-count // queries) * queries, rows), device=masks.device)
+    matrix[:count, :classes] = labels_rows.T
     first, last = 0, known_count
     if anomaly_rows is not None:
         first, last = classes, classes + anomaly_rows.shape[0]
-        matrix[first:last, :count] = anomaly_rows
+        matrix[:count, first:last] = anomaly_rows.T
     labels = torch.empty((height, width), dtype=torch.uint8, device=masks.device)
     anomaly = torch.empty((height, width), dtype=torch.float32, device=masks.device)
     grid = (height * -(-width // (4 * cells)),)
     kernel()[grid](
         masks.contiguous(), matrix, labels, anomaly, count, h, w, height, width, classes, first, last,
-        ROWS=rows, CELLS=cells, QUERIES=queries, **({"num_warps": _WARPS, "num_stages": _STAGES} | how),
+        ROWS=rows, CELLS=cells, QUERIES=queries, HALVES=halves, **({"num_warps": _WARPS, "num_stages": _STAGES} | how),
     )  # fmt: skip
     return labels, anomaly
 

@@ -26,9 +26,7 @@ def benchmark_agreement(
         str,
         typer.Option("--engines", help="On the CPU of onnx,openvino (default both), on a GPU of torch,onnx,tensorrt (torch)."),
     ] = "",
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda or cuda:N, of the engines; PyTorch float32 runs on the CPU.")
-    ] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N, of the engines; PyTorch float32 runs on the CPU.")] = "cpu",
     precision: Annotated[str, typer.Option(help="fp32, or fp16: how much half precision changes; emulated on the CPU.")] = "fp32",
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the network; default: the model's own.")] = "",
     every: Annotated[int, typer.Option(min=1, help="Folders: every n-th image. Bags: one frame every n seconds; 1 = all.")] = 1,

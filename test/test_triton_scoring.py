@@ -17,11 +17,11 @@ from vl4ad_model import triton_scoring
 # queries, masks' height and width, output size, classes, merged classes, type
 CASES = [
     (20, 6, 10, (24, 40), 5, 0, "float32"),
-    (37, 9, 21, (33, 81), 21, 9, "float32"),
-    (16, 5, 70, (20, 277), 3, 2, "float16"),
-    (100, 4, 8, (1, 3), 40, 10, "float32"),
+    (37, 4, 21, (13, 81), 21, 9, "float32"),
+    (16, 2, 70, (5, 277), 3, 2, "float16"),
+    (40, 4, 8, (1, 3), 40, 10, "float32"),
     (1, 1, 1, (4, 4), 1, 0, "float16"),
-    (250, 3, 70, (12, 280), 60, 60, "float32"),
+    (50, 2, 35, (6, 140), 60, 60, "float32"),
 ]
 
 
@@ -63,10 +63,10 @@ import torch
 import test_triton_scoring as here
 from vl4ad_model import triton_scoring
 for number in range(len(here.CASES)):
-    here.agrees(number, "cpu", lambda *arguments: triton_scoring.launch(*arguments, 128, cells=16))
+    here.agrees(number, "cpu", lambda *arguments: triton_scoring.launch(*arguments, 128, pairs=16))
 # The first of equally likely classes, as everywhere else.
 masks = torch.zeros((16, 2, 2))
-labels, anomaly = triton_scoring.launch(masks, torch.full((5, 16), 1 / 16), None, 5, (8, 8), 32, cells=16)
+labels, anomaly = triton_scoring.launch(masks, torch.full((5, 16), 1 / 16), None, 5, (8, 8), 32, pairs=16)
 assert labels.eq(0).all() and torch.allclose(anomaly, torch.full((8, 8), 0.5))
 print("all agree")
 """
@@ -117,5 +117,5 @@ def settle() -> None:
 
 
 def compiled_kernels() -> list:
-    caches = triton_scoring.kernel().device_caches
+    caches = triton_scoring.kernels().score_maps.device_caches
     return [key for device in caches.values() for key in device[0]]

@@ -1,10 +1,10 @@
-"""The Triton kernel behind `triton_scoring`. Importing this module needs Triton."""
+"""The Triton kernels behind `triton_scoring` and `triton_attention`. Importing this module needs Triton."""
 
 import triton
 import triton.language as tl
 
 # Where the words end changes with every prompt: a kernel specialised on it would be compiled again.
-changing = ("count", "height", "width", "classes", "first_known", "last_known")
+_CHANGING = ("count", "height", "width", "classes", "first_known", "last_known")
 
 
 @triton.jit
@@ -15,37 +15,42 @@ def _add(total, logits, high, low, HALVES: tl.constexpr):
         # Three products of halves keep 22 bits: about what float32 keeps, on units that are twice as fast.
         top = scores.to(tl.float16)
         rest = (scores - top.to(tl.float32)).to(tl.float16)
-        return tl.dot(rest, high, tl.dot(top, low, tl.dot(top, high, total)))
-    return tl.dot(scores, high, total, input_precision="tf32x3")
+        total = tl.dot(top, high, total)
+        total = tl.dot(top, low, total)
+        total = tl.dot(rest, high, total)
+    else:
+        total = tl.dot(scores, high, total, input_precision="tf32x3")
+    return total
 
 
-@triton.jit(do_not_specialize=changing)
+@triton.jit(do_not_specialize=_CHANGING)
 def score_maps(
     masks, matrix, labels, anomaly, count, h, w, height, width, classes, first_known, last_known,
-    ROWS: tl.constexpr, CELLS: tl.constexpr, QUERIES: tl.constexpr, HALVES: tl.constexpr,
+    ROWS: tl.constexpr, PAIRS: tl.constexpr, QUERIES: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
-    """One row of output, 4 pixels for each of CELLS columns of the masks; a mask is four times as small as the map.
+    """PAIRS pairs of pixels in one row of the maps, which are four times as large as the masks.
 
     masks (count, h, w); matrix (queries, ROWS) float32, zero where there is no query or no row.
     """
-    across = tl.cdiv(width, 4 * CELLS)
+    across = tl.cdiv(width, 2 * PAIRS)
     y = tl.program_id(0) // across
-    start = (tl.program_id(0) % across) * CELLS
-    # Bilinear, align_corners=False: the centre of row y lies at (y + 1/2) / 4 - 1/2.
+    start = (tl.program_id(0) % across) * PAIRS
+    # Bilinear, align_corners=False: the centre of row y lies at (y + 1/2) / 4 - 1/2. Both pixels of a pair lie between the same
+    # two columns: 5/8 and 7/8 of the way for an even pair, 1/8 and 3/8 for an odd one.
     position = tl.maximum((y + 0.5) * 0.25 - 0.5, 0.0)
     above = position.to(tl.int32)
     below = tl.minimum(above + 1, h - 1)
     down = position - above
-    middle = start + tl.arange(0, CELLS)
-    inside = middle < w
-    left = tl.maximum(middle - 1, 0)
-    right = tl.minimum(middle + 1, w - 1)
+    pair = start + tl.arange(0, PAIRS)
+    inside = 2 * pair < width
+    left = (pair + 1) // 2 - 1
+    right = tl.minimum(left + 1, w - 1)
+    left = tl.maximum(left, 0)
+    share = tl.where(pair % 2 == 0, 0.625, 0.125)[:, None]
     queries = tl.arange(0, QUERIES)
     rows = tl.arange(0, ROWS)
-    first = tl.zeros((CELLS, ROWS), tl.float32)
-    second = tl.zeros((CELLS, ROWS), tl.float32)
-    third = tl.zeros((CELLS, ROWS), tl.float32)
-    fourth = tl.zeros((CELLS, ROWS), tl.float32)
+    first = tl.zeros((PAIRS, ROWS), tl.float32)
+    second = tl.zeros((PAIRS, ROWS), tl.float32)
     for query in range(0, count, QUERIES):
         which = query + queries
         there = inside[:, None] & (which < count)[None, :]
@@ -53,10 +58,8 @@ def score_maps(
         lower = masks + (which.to(tl.int64) * h + below)[None, :] * w
         a = tl.load(upper + left[:, None], mask=there, other=0.0).to(tl.float32)
         a += down * (tl.load(lower + left[:, None], mask=there, other=0.0).to(tl.float32) - a)
-        b = tl.load(upper + middle[:, None], mask=there, other=0.0).to(tl.float32)
-        b += down * (tl.load(lower + middle[:, None], mask=there, other=0.0).to(tl.float32) - b)
-        c = tl.load(upper + right[:, None], mask=there, other=0.0).to(tl.float32)
-        c += down * (tl.load(lower + right[:, None], mask=there, other=0.0).to(tl.float32) - c)
+        b = tl.load(upper + right[:, None], mask=there, other=0.0).to(tl.float32)
+        b += down * (tl.load(lower + right[:, None], mask=there, other=0.0).to(tl.float32) - b)
         of_classes = tl.load(matrix + which[:, None] * ROWS + rows[None, :])
         if HALVES:
             high = of_classes.to(tl.float16)
@@ -64,20 +67,94 @@ def score_maps(
         else:
             high = of_classes
             low = of_classes
-        first = _add(first, a + 0.625 * (b - a), high, low, HALVES)
-        second = _add(second, a + 0.875 * (b - a), high, low, HALVES)
-        third = _add(third, b + 0.125 * (c - b), high, low, HALVES)
-        fourth = _add(fourth, b + 0.375 * (c - b), high, low, HALVES)
+        step = b - a
+        first = _add(first, a + share * step, high, low, HALVES)
+        second = _add(second, a + (share + 0.25) * step, high, low, HALVES)
     labelled = (rows < classes)[None, :]
     known = ((rows >= first_known) & (rows < last_known))[None, :]
     lowest = float("-inf")
-    even = tl.interleave(tl.argmax(tl.where(labelled, first, lowest), axis=1), tl.argmax(tl.where(labelled, third, lowest), axis=1))
-    odd = tl.interleave(
-        tl.argmax(tl.where(labelled, second, lowest), axis=1), tl.argmax(tl.where(labelled, fourth, lowest), axis=1)
+    label = tl.interleave(
+        tl.argmax(tl.where(labelled, first, lowest), axis=1), tl.argmax(tl.where(labelled, second, lowest), axis=1)
     )
-    best_even = tl.interleave(tl.max(tl.where(known, first, lowest), axis=1), tl.max(tl.where(known, third, lowest), axis=1))
-    best_odd = tl.interleave(tl.max(tl.where(known, second, lowest), axis=1), tl.max(tl.where(known, fourth, lowest), axis=1))
-    x = 4 * start + tl.arange(0, 4 * CELLS)
+    best = tl.interleave(tl.max(tl.where(known, first, lowest), axis=1), tl.max(tl.where(known, second, lowest), axis=1))
+    x = 2 * start + tl.arange(0, 2 * PAIRS)
     place = y.to(tl.int64) * width + x
-    tl.store(labels + place, tl.interleave(even, odd).to(tl.uint8), mask=x < width)
-    tl.store(anomaly + place, 1.0 - tl.interleave(best_even, best_odd), mask=x < width)
+    tl.store(labels + place, label.to(tl.uint8), mask=x < width)
+    tl.store(anomaly + place, 1.0 - best, mask=x < width)
+
+
+_SIZES = ("length", "h0", "w0", "h1", "w1", "h2", "w2", "h3", "w3")
+
+
+@triton.jit(do_not_specialize=_SIZES)
+def deformable_sum(
+    values, offsets, logits, centres, output, length, h0, w0, h1, w1, h2, w2, h3, w3,
+    HEADS: tl.constexpr, LEVELS: tl.constexpr, POINTS: tl.constexpr, DEPTH: tl.constexpr, TOKENS: tl.constexpr,
+):  # fmt: skip
+    """One head of TOKENS tokens: softmax of the logits, and the weighted sum of what lies at the places, bilinear, zero outside.
+
+    values, output (B, length, HEADS, DEPTH); offsets (B, length, HEADS, LEVELS, POINTS, 2) in cells, x before y; logits without the
+    2; centres (length, 2) float32 in [0, 1]. Levels 0.. are h0 x w0 and so on, one after another in `values`.
+    """
+    blocks = tl.cdiv(length, TOKENS)
+    head = tl.program_id(0) % HEADS
+    image = (tl.program_id(0) // HEADS) // blocks
+    token = (tl.program_id(0) // HEADS) % blocks * TOKENS + tl.arange(0, TOKENS)
+    inside = token < length
+    row = (image.to(tl.int64) * length + token) * HEADS + head
+    channel = tl.arange(0, DEPTH)
+    largest = tl.full((TOKENS,), float("-inf"), tl.float32)
+    for point in range(LEVELS * POINTS):
+        largest = tl.maximum(largest, tl.load(logits + row * (LEVELS * POINTS) + point, mask=inside, other=0.0).to(tl.float32))
+    centre_x = tl.load(centres + token * 2, mask=inside, other=0.0)
+    centre_y = tl.load(centres + token * 2 + 1, mask=inside, other=0.0)
+    of_image = values + image.to(tl.int64) * length * HEADS * DEPTH + head * DEPTH
+    total = tl.zeros((TOKENS, DEPTH), tl.float32)
+    weights = tl.zeros((TOKENS,), tl.float32)
+    start = 0
+    for level in tl.static_range(LEVELS):
+        if level == 0:
+            h = h0
+            w = w0
+        elif level == 1:
+            h = h1
+            w = w1
+        elif level == 2:
+            h = h2
+            w = w2
+        else:
+            h = h3
+            w = w3
+        for each in range(POINTS):
+            point = level * POINTS + each
+            logit = tl.load(logits + row * (LEVELS * POINTS) + point, mask=inside, other=0.0).to(tl.float32)
+            weight = tl.exp(logit - largest)
+            weights += weight
+            place = offsets + (row * (LEVELS * POINTS) + point) * 2
+            x = centre_x * w + tl.load(place, mask=inside, other=0.0).to(tl.float32) - 0.5
+            y = centre_y * h + tl.load(place + 1, mask=inside, other=0.0).to(tl.float32) - 0.5
+            left = tl.floor(x)
+            top = tl.floor(y)
+            right = x - left
+            down = y - top
+            # Far outside, an integer would overflow: what is compared is the float.
+            in_left = inside & (left >= 0) & (left < w)
+            in_right = inside & (left >= -1) & (left < w - 1)
+            in_top = (top >= 0) & (top < h)
+            in_bottom = (top >= -1) & (top < h - 1)
+            cell = (start + tl.where(in_top | in_bottom, top, 0.0).to(tl.int32) * w) + tl.where(in_left | in_right, left, 0.0).to(
+                tl.int32
+            )
+            at = of_image + (cell * (HEADS * DEPTH))[:, None] + channel[None, :]
+            a = tl.load(at, mask=(in_left & in_top)[:, None], other=0.0).to(tl.float32)
+            b = tl.load(at + HEADS * DEPTH, mask=(in_right & in_top)[:, None], other=0.0).to(tl.float32)
+            c = tl.load(at + w * (HEADS * DEPTH), mask=(in_left & in_bottom)[:, None], other=0.0).to(tl.float32)
+            d = tl.load(at + (w + 1) * (HEADS * DEPTH), mask=(in_right & in_bottom)[:, None], other=0.0).to(tl.float32)
+            total += (weight * (1 - right) * (1 - down))[:, None] * a
+            total += (weight * right * (1 - down))[:, None] * b
+            total += (weight * (1 - right) * down)[:, None] * c
+            total += (weight * right * down)[:, None] * d
+        start += h * w
+    total = total / weights[:, None]
+    place = output + row[:, None] * DEPTH + channel[None, :]
+    tl.store(place, total.to(output.dtype.element_ty), mask=inside[:, None])

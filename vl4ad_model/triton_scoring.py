@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _ROWS = (32, 64, 128)
 """Rows of words a kernel is compiled for: a change of words almost never needs another one, and never waits for it."""
-_CELLS, _QUERIES, _WARPS, _STAGES = 64, 16, 4, 2
+_PAIRS, _QUERIES, _WARPS, _STAGES = 64, 16, 4, 2
 
 _lock = threading.Lock()
 _ready: dict[tuple[Any, ...], bool] = {}
@@ -29,17 +29,22 @@ _ready: dict[tuple[Any, ...], bool] = {}
 
 
 @functools.lru_cache(maxsize=1)
-def kernel() -> Any:
-    """The kernel, not compiled yet; None, with the reason in the log, where Triton is missing."""
+def kernels() -> Any:
+    """The module of kernels; None, with the reason in the log, where Triton is missing or `VL4AD_NATIVE` is 0."""
     if os.environ.get(OFF) == "0":
         return None
     try:
-        from vl4ad_model.triton_kernels import score_maps
-    except ImportError as error:
-        log.info("scoring runs in PyTorch: Triton cannot be imported (%s)", error)
+        from vl4ad_model import triton_kernels
+
+        return triton_kernels
+    except Exception as error:  # an installation that is broken is as good as none
+        log.info("scoring and attention run in PyTorch: Triton cannot be imported (%s)", one_line(error))
         return None
 
-    return score_maps
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's text that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def score(
@@ -75,7 +80,7 @@ def launch(
     output_size: tuple[int, int],
     rows: int,
     *,
-    cells: int = _CELLS,
+    pairs: int = _PAIRS,
     queries: int = _QUERIES,
     halves: bool = True,
     **how: int,
@@ -84,7 +89,7 @@ def launch(
 
     Args:
         rows: at least C + G, a power of two from 16 on.
-        cells, queries: of one step of a program. how: Triton's `num_warps` and `num_stages`.
+        pairs, queries: of one step of a program. how: Triton's `num_warps` and `num_stages`.
     """
     import torch
 
@@ -99,17 +104,17 @@ def launch(
         matrix[:count, first:last] = anomaly_rows.T
     labels = torch.empty((height, width), dtype=torch.uint8, device=masks.device)
     anomaly = torch.empty((height, width), dtype=torch.float32, device=masks.device)
-    grid = (height * -(-width // (4 * cells)),)
-    kernel()[grid](
+    grid = (height * -(-width // (2 * pairs)),)
+    kernels().score_maps[grid](
         masks.contiguous(), matrix, labels, anomaly, count, h, w, height, width, classes, first, last,
-        ROWS=rows, CELLS=cells, QUERIES=queries, HALVES=halves, **({"num_warps": _WARPS, "num_stages": _STAGES} | how),
+        ROWS=rows, PAIRS=pairs, QUERIES=queries, HALVES=halves, **({"num_warps": _WARPS, "num_stages": _STAGES} | how),
     )  # fmt: skip
     return labels, anomaly
 
 
 def usable(device: Any, dtype: Any, rows: int) -> bool:
     """Whether the kernel can be launched now. The first question on a device waits for its compiler; later ones never do."""
-    if kernel() is None:
+    if kernels() is None:
         return False
     key = (device, dtype, rows)
     if key in _ready:
@@ -141,5 +146,4 @@ def _compile(device: Any, dtype: Any, rows: int) -> None:
         _ready[device, dtype, rows] = True
     except Exception as error:  # Triton needs a C compiler and Python's headers, and fails in many ways
         _ready[device, dtype, rows] = False
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        log.warning("scoring runs in PyTorch: the Triton kernel could not be compiled (%s)", reason)
+        log.warning("scoring runs in PyTorch: the Triton kernel could not be compiled (%s)", one_line(error))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vl4ad_model import triton_attention
 from vl4ad_model.network.exporting import is_exporting
 from vl4ad_model.network.position import cell_counts
 
@@ -53,7 +54,7 @@ class MultiScaleDeformableAttention(nn.Module):
 
         Args:
             query: (B, L, C), L = sum of height * width over the levels.
-            points: (L, 2), centres of the cells in [0, 1], x before y.
+            points: (L, 2) float32, centres of the cells in [0, 1], x before y.
             value: (B, L, C), the levels one after another.
             sizes: (height, width) of each level, Python integers, so that an exported graph has constant shapes.
 
@@ -66,12 +67,22 @@ class MultiScaleDeformableAttention(nn.Module):
         batch, length, _ = query.shape
         heads, levels, count = self.heads, self.levels, self.points
         depth = self.channels // heads
+        if query.is_cuda and not (torch.is_grad_enabled() or is_exporting()):
+            total = triton_attention.deformable_sum(
+                self.value_proj(value).view(batch, length, heads, depth),
+                self.sampling_offsets(query).view(batch, length, heads, levels, count, 2),
+                self.attention_weights(query).view(batch, length, heads, levels * count),
+                points,
+                sizes,
+            )
+            if total is not None:
+                return self.output_proj(total)
         # Channels before tokens: one transpose here gives grid_sample its (B * heads, depth, h, w) maps as views.
         values = self.value_proj(value).transpose(1, 2).reshape(batch * heads, depth, length)
         offsets = self.sampling_offsets(query).view(batch, length, heads, levels, count, 2)
         weights = self.attention_weights(query).view(batch, length, heads, levels * count).softmax(-1)
         weights = weights.view(batch, length, heads, levels, count)
-        centres = points.view(1, length, 1, 1, 2)
+        centres = points.to(offsets.dtype).view(1, length, 1, 1, 2)
 
         parts = []
         start = 0
@@ -88,8 +99,8 @@ class MultiScaleDeformableAttention(nn.Module):
             # (B * heads, depth, L, points); in place where no gradient needs the samples: fresh memory costs time.
             parts.append(sampled * weight if torch.is_grad_enabled() else sampled.mul_(weight))
         level_by_level = is_exporting()  # engines copy what they concatenate
-        total = reduce(torch.add, [part.sum(-1) for part in parts]) if level_by_level else torch.cat(parts, dim=-1).sum(-1)
-        return self.output_proj(total.view(batch, self.channels, length).transpose(1, 2).contiguous())
+        summed = reduce(torch.add, [part.sum(-1) for part in parts]) if level_by_level else torch.cat(parts, dim=-1).sum(-1)
+        return self.output_proj(summed.view(batch, self.channels, length).transpose(1, 2).contiguous())
 
     def _gather_rows(self, query: Tensor, points: Tensor, values: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
         """The same sum for float32 inference on a CPU: bags of weighted rows of `values`, one bag per token and head.

@@ -74,7 +74,7 @@ class DeformableEncoder(nn.Module):
                 for level, (h, w) in enumerate(sizes)
             ]
         ).to(tokens.dtype)
-        points = reference_points(sizes, device=tokens.device).to(tokens.dtype)
+        points = reference_points(sizes, device=tokens.device)
         for layer in self.encoder.layers:
             tokens = layer(tokens, position, points, sizes)
         parts = tokens.split([h * w for h, w in sizes], dim=1)

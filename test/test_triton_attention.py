@@ -1,0 +1,105 @@
+"""The GPU's kernel for deformable attention: on a GPU where there is one, and everywhere in Triton's interpreter, on the CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from vl4ad_model import triton_attention
+from vl4ad_model.network.deformable import MultiScaleDeformableAttention
+from vl4ad_model.network.position import reference_points
+
+# sizes, heads, points, depth, batch, spread of the offsets in cells
+CASES = [
+    ([(3, 5)], 2, 1, 16, 1, 1.0),
+    ([(2, 4), (4, 8)], 4, 4, 32, 2, 3.0),
+    ([(1, 1), (3, 2), (5, 7)], 8, 4, 32, 1, 30.0),
+    ([(1, 2), (2, 4), (4, 8), (8, 16)], 2, 3, 64, 1, 1e12),
+]
+
+
+def case(number: int):
+    sizes, heads, points, depth, batch, spread = CASES[number]
+    generator = torch.Generator().manual_seed(number)
+    length = sum(h * w for h, w in sizes)
+
+    def random(*shape):
+        return torch.randn(batch, length, heads, *shape, generator=generator)
+
+    offsets = random(len(sizes), points, 2) * spread
+    return random(depth), offsets, random(len(sizes) * points), reference_points(sizes), sizes
+
+
+def expected(values, offsets, logits, centres, sizes):
+    """Level by level with torch's grid_sample, in float64."""
+    batch, length, heads, depth = values.shape
+    weights = logits.double().softmax(-1).view(*offsets.shape[:-1])
+    total, start = torch.zeros(batch, length, heads, depth, dtype=torch.float64), 0
+    for level, (h, w) in enumerate(sizes):
+        maps = values.double()[:, start : start + h * w].permute(0, 2, 3, 1).reshape(batch * heads, depth, h, w)
+        start += h * w
+        places = centres.double().view(1, length, 1, 1, 2) + offsets[:, :, :, level].double() / torch.tensor([w, h])
+        grid = (2 * places - 1).transpose(1, 2).reshape(batch * heads, length, -1, 2)
+        sampled = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        weight = weights[:, :, :, level].transpose(1, 2).reshape(batch * heads, 1, length, -1)
+        total += (sampled * weight).sum(-1).view(batch, heads, depth, length).permute(0, 3, 1, 2)
+    return total.flatten(2)
+
+
+def agrees(number: int, ours) -> None:
+    assert torch.allclose(ours.double(), expected(*case(number)), atol=2e-5)
+
+
+INTERPRETED = """
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import test_triton_attention as here
+from vl4ad_model import triton_attention
+for number in range(len(here.CASES)):
+    here.agrees(number, triton_attention.launch(*here.case(number), tokens=16))
+print("all agree")
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+def test_the_kernel_computes_what_grid_sample_does_in_tritons_interpreter():
+    done = subprocess.run(
+        [sys.executable, "-c", INTERPRETED, os.path.dirname(__file__)],
+        env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0 and "all agree" in done.stdout, done.stderr[-3000:]
+
+
+def test_without_a_gpu_the_kernel_does_not_apply():
+    assert triton_attention.deformable_sum(*case(0)) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("number", range(len(CASES)))
+def test_the_kernel_computes_what_grid_sample_does_on_the_gpu(number):
+    *tensors, sizes = case(number)
+    agrees(number, triton_attention.deformable_sum(*[tensor.cuda() for tensor in tensors], sizes).cpu())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-4), (torch.float16, 2e-2)])
+def test_attention_on_the_gpu_is_the_cpus(precision, tolerance):
+    torch.manual_seed(0)
+    sizes = [(4, 8), (8, 16), (16, 32)]
+    attention = MultiScaleDeformableAttention(256, 3, 8, 4)
+    torch.nn.init.normal_(attention.sampling_offsets.weight, std=0.1)
+    torch.nn.init.normal_(attention.attention_weights.weight, std=0.1)
+    tokens = torch.randn(2, sum(h * w for h, w in sizes), 256)
+    with torch.inference_mode():
+        theirs = attention(tokens, reference_points(sizes), tokens, sizes)
+        moved = attention.to("cuda", precision)
+        there = tokens.to("cuda", precision)
+        ours = moved(there, reference_points(sizes, device=there.device), there, sizes)
+    assert ours.dtype == precision and torch.allclose(ours.float().cpu(), theirs, atol=tolerance)

@@ -6,9 +6,13 @@ kernel reads each sample once and adds in float32. What it computes is `MultiSca
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from vl4ad_model.out_of_memory import is_out_of_memory
 from vl4ad_model.triton_scoring import kernels, one_line
 
 if TYPE_CHECKING:
@@ -19,8 +23,20 @@ log = logging.getLogger(__name__)
 _MOST_LEVELS = 4
 _TOKENS, _WARPS = 32, 4
 
+_thread = threading.local()
+
 _works: dict[tuple[Any, ...], bool] = {}
 """Device, type, heads, levels, points and depth -> whether that kernel works; absent = not tried yet."""
+
+
+@contextlib.contextmanager
+def switched_off() -> Iterator[None]:
+    """PyTorch's own operations in this thread, to compare with."""
+    _thread.off = True
+    try:
+        yield
+    finally:
+        _thread.off = False
 
 
 def deformable_sum(values: Tensor, offsets: Tensor, logits: Tensor, centres: Tensor, sizes: list[tuple[int, int]]) -> Tensor | None:
@@ -41,7 +57,7 @@ def deformable_sum(values: Tensor, offsets: Tensor, logits: Tensor, centres: Ten
     key = (values.device, values.dtype, heads, levels, points, depth)
     if not values.is_cuda or levels > _MOST_LEVELS or depth < 16 or depth & (depth - 1) or not _works.get(key, True):
         return None
-    if kernels() is None:
+    if getattr(_thread, "off", False) or kernels() is None:
         return None
     if key in _works:
         return launch(values, offsets, logits, centres, sizes)
@@ -50,6 +66,8 @@ def deformable_sum(values: Tensor, offsets: Tensor, logits: Tensor, centres: Ten
         _works[key] = True
         return result
     except Exception as error:  # Triton needs a C compiler and Python's headers, and fails in many ways
+        if is_out_of_memory(error):
+            raise
         _works[key] = False
         log.warning("deformable attention runs in PyTorch: the Triton kernel could not be compiled (%s)", one_line(error))
         return None

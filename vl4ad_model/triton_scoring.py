@@ -6,6 +6,7 @@ memory several times (N x H x W, gigabytes at 1024 x 2048); this kernel reads th
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -13,6 +14,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from vl4ad_model.native_scoring import OFF
+from vl4ad_model.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,7 +125,7 @@ def usable(device: Any, dtype: Any, rows: int) -> bool:
         if not any(known[:2] == key[:2] for known in _ready):
             _compile(device, dtype, rows)
             others = [other for other in _ROWS if other != rows]
-            if _ready[key]:
+            if _ready.get(key):
                 work = functools.partial(_compile_all, device, dtype, others)
                 threading.Thread(target=work, name="scoring kernels", daemon=True).start()
     return _ready.get(key, False)
@@ -131,7 +133,8 @@ def usable(device: Any, dtype: Any, rows: int) -> bool:
 
 def _compile_all(device: Any, dtype: Any, sizes: list[int]) -> None:
     for rows in sizes:
-        _compile(device, dtype, rows)
+        with contextlib.suppress(RuntimeError, MemoryError):  # no memory for it now: it is done without
+            _compile(device, dtype, rows)
 
 
 def _compile(device: Any, dtype: Any, rows: int) -> None:
@@ -145,5 +148,7 @@ def _compile(device: Any, dtype: Any, rows: int) -> None:
             torch.cuda.current_stream(device).synchronize()
         _ready[device, dtype, rows] = True
     except Exception as error:  # Triton needs a C compiler and Python's headers, and fails in many ways
+        if is_out_of_memory(error):
+            raise
         _ready[device, dtype, rows] = False
         log.warning("scoring runs in PyTorch: the Triton kernel could not be compiled (%s)", one_line(error))

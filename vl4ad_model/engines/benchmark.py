@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,7 @@ def measure(
                 eager = TorchEngine(network, device=engine.device, precision=how, network_size=size, graphs=False)
                 tower = _backbone(network, "torch", engine.device, how, size, threads)
                 places[f"torch eager {how}"] = engine.device
-                stages[f"torch eager {how}"] = _stages(eager, tower, classifier, image)
+                stages[f"torch eager {how}"] = _stages(eager, tower, classifier, image, plain=True)
     wall: dict[tuple[str, str], list[float]] = {}
     cpu: dict[tuple[str, str], list[float]] = {}
     for turn in range(repeat + 2):
@@ -133,26 +134,27 @@ def _row(engine: str, size: str, stage: str, wall: list[float], cpu: float, base
     }
 
 
-def _stages(engine: Any, backbone: Callable[[np.ndarray], Any], classifier: Any, image: np.ndarray) -> dict[str, Callable[[], Any]]:
+def _stages(
+    engine: Any, backbone: Callable[[np.ndarray], Any], classifier: Any, image: np.ndarray, *, plain: bool = False
+) -> dict[str, Callable[[], Any]]:
+    """What is timed. `plain`: with PyTorch's own operations alone."""
     from vl4ad_model.scoring import Scorer
+    from vl4ad_model.triton_attention import switched_off
 
-    scorer = Scorer()
+    scorer = Scorer(fused=not plain)
     proposals: dict[str, Any] = {}
 
     def network() -> None:
-        proposals["last"] = engine.propose(image, pooled=classifier.needs_pooled)
+        with switched_off() if plain else contextlib.nullcontext():
+            proposals["last"] = engine.propose(image, pooled=classifier.needs_pooled)
 
-    def score_with(scorer: Scorer) -> None:
+    def scoring() -> None:
         for maps in scorer.score(proposals["last"], classifier):
             maps.on_host()
 
-    stages = {"backbone alone": lambda: backbone(image), "network": network, "scoring": lambda: score_with(scorer)}
-    if engine.device.startswith("cuda"):
-        tiles = Scorer(fused=False)
-        stages["scoring without Triton"] = lambda: score_with(tiles)
-    for action in list(stages.values())[1:]:
-        action()
-    return stages
+    network()
+    scoring()
+    return {"backbone alone": lambda: backbone(image), "network": network, "scoring": scoring}
 
 
 def _backbone(

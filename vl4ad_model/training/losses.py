@@ -219,32 +219,36 @@ def _owners(
     batch, queries, _ = logits.shape
     owner = torch.full((batch, queries), NOTHING, dtype=torch.int64)
     column = torch.full((batch, queries), void_column, dtype=torch.int64)
+    if anchored:
+        owner[:, :anchored] = ABSENT
+    free: list[list[int]] = []
     for image, columns in enumerate(targets.columns):
-        free = []
-        if anchored:
-            owner[image, :anchored] = ABSENT
         for segment, of_segment in columns.items():
             if segment < anchored:
                 owner[image, segment], column[image, segment] = segment, of_segment
-            else:
-                free.append(segment)
-        if not free:
-            continue
+        free.append([segment for segment in columns if segment >= anchored])
+    widest = max(map(len, free))
+    if widest:
+        # All images at once, padded with segments that no pixel has.
+        padded = [segments + [NOTHING] * (widest - len(segments)) for segments in free]
+        asked = [[columns.get(i, 0) for i in segments] for columns, segments in zip(targets.columns, padded, strict=True)]
+        ids = torch.tensor(padded, device=logits.device)
         with torch.no_grad():
-            masks = torch.stack([point_labels[image] == segment for segment in free]).float()
-            cost = match_cost(
-                of_class[image, anchored:].softmax(-1),
-                logits[image, anchored:],
-                torch.tensor([columns[segment] for segment in free], device=logits.device),
-                masks,
-                valid[image],
+            costs = match_cost(
+                of_class[:, anchored:].softmax(-1),
+                logits[:, anchored:],
+                torch.tensor(asked, device=logits.device),
+                point_labels[:, None] == ids[..., None],
+                valid,
                 class_weight=weights.class_weight,
                 mask_weight=weights.mask_weight,
                 dice_weight=weights.dice_weight,
-            )
-        rows, segments = assign(cost)
-        for row, segment in zip(rows.tolist(), segments.tolist(), strict=True):
-            owner[image, anchored + row], column[image, anchored + row] = free[segment], columns[free[segment]]
+            ).cpu()
+        for image, (cost, segments_of) in enumerate(zip(costs, free, strict=True)):
+            rows, segments = assign(cost[:, : len(segments_of)])
+            for row, segment in zip(rows.tolist(), segments.tolist(), strict=True):
+                owner[image, anchored + row] = segments_of[segment]
+                column[image, anchored + row] = targets.columns[image][segments_of[segment]]
     return owner.to(logits.device), column.to(logits.device)
 
 

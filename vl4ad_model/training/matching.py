@@ -20,6 +20,8 @@ def match_cost(
 ) -> Tensor:
     """What it would cost to let each query answer for each segment.
 
+    Any leading dimensions (images, heads) may stand before the ones named here; padding costs something too.
+
     Args:
         class_probabilities: (N, C) softmax over classes (and void).
         point_logits: (N, P) mask logits at the sampled points.
@@ -30,14 +32,15 @@ def match_cost(
     Returns:
         (N, S) float32.
     """
-    logits, targets = point_logits.float(), target_masks.float()
-    count = valid.sum().clamp_min(1)
-    positive, negative = F.softplus(-logits) * valid, F.softplus(logits) * valid
-    cross_entropy = (positive @ targets.T + negative @ (1 - targets).T) / count
-    scores = logits.sigmoid() * valid
-    overlap = scores @ targets.T
-    dice = 1 - (2 * overlap + 1) / (scores.sum(-1)[:, None] + (targets * valid).sum(-1)[None] + 1)
-    of_class = -class_probabilities[:, target_columns]
+    logits, targets, counted = point_logits.float(), target_masks.float(), valid[..., None, :]
+    count = valid.sum(-1)[..., None, None].clamp_min(1)
+    positive, negative = F.softplus(-logits) * counted, F.softplus(logits) * counted
+    cross_entropy = (positive @ targets.mT + negative @ (1 - targets).mT) / count
+    scores = logits.sigmoid() * counted
+    overlap = scores @ targets.mT
+    dice = 1 - (2 * overlap + 1) / (scores.sum(-1)[..., :, None] + (targets * counted).sum(-1)[..., None, :] + 1)
+    columns = target_columns[..., None, :].expand(*class_probabilities.shape[:-1], target_columns.shape[-1])
+    of_class = -class_probabilities.gather(-1, columns)
     return class_weight * of_class + mask_weight * cross_entropy + dice_weight * dice
 
 

@@ -315,16 +315,15 @@ class Trainer:
         if config.ema_decay:
             decay = min(config.ema_decay, (self.step + 1) / (self.step + 10))
             with torch.no_grad():
-                for mean, value in zip(self._averaged.parameters(), self._decoder.parameters(), strict=True):
-                    mean.lerp_(value, 1 - decay)
-        return {name: float(value.detach()) for name, value in losses.items()}
+                torch._foreach_lerp_(list(self._averaged.parameters()), list(self._decoder.parameters()), 1 - decay)
+        return dict(zip(losses, torch.stack([value.detach() for value in losses.values()]).tolist(), strict=True))
 
     def _targets(self, labels: Tensor, hazards: list[dict[int, str]]):
         """Draw the step's words, and say which class column each segment of each image has; void for the unnamed."""
         known = self.vocabulary.known_count
-        seen: list[list[int]] = []
-        for image in labels:
-            seen.append([int(i) for i in image.unique() if int(i) != IGNORED])
+        flat = labels.flatten(1)
+        there = torch.zeros(len(flat), 256, dtype=torch.bool, device=flat.device).scatter_(1, flat, True).cpu()
+        seen = [[i for i in image.nonzero()[:, 0].tolist() if i != IGNORED] for image in there]
         present = [names[i] for names, ids in zip(hazards, seen, strict=True) for i in ids if i in names]
         words = self._words.sample(present)
         columns = tuple(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MOST_LEVELS = 4
-_TOKENS, _WARPS = 32, 4
+_TOKENS, _WARPS = 8, 1  # the fastest of 10 on an H200
 
 _thread = threading.local()
 
@@ -90,9 +90,11 @@ def launch(
     output = torch.empty((batch, length, heads * depth), dtype=values.dtype, device=values.device)
     padded = [*sizes, *[(0, 0)] * (_MOST_LEVELS - len(sizes))]
     grid = (batch * heads * -(-length // tokens),)
-    kernels().deformable_sum[grid](
-        values.contiguous(), offsets.contiguous(), logits.contiguous(), centres, output, length,
-        *[side for size in padded for side in size],
-        HEADS=heads, LEVELS=len(sizes), POINTS=offsets.shape[4], DEPTH=depth, TOKENS=tokens, num_warps=warps,
-    )  # fmt: skip
+    # Triton launches on the current device, wherever the tensors are.
+    with torch.cuda.device(values.device) if values.is_cuda else contextlib.nullcontext():
+        kernels().deformable_sum[grid](
+            values.contiguous(), offsets.contiguous(), logits.contiguous(), centres, output, length,
+            *[side for size in padded for side in size],
+            HEADS=heads, LEVELS=len(sizes), POINTS=offsets.shape[4], DEPTH=depth, TOKENS=tokens, num_warps=warps,
+        )  # fmt: skip
     return output

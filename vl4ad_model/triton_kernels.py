@@ -3,30 +3,26 @@
 import triton
 import triton.language as tl
 
-# Where the words end changes with every prompt: a kernel specialised on it would be compiled again.
-_CHANGING = ("count", "height", "width", "classes", "first_known", "last_known")
+# Triton compiles again for a number or an address that is, or is not, a multiple of 16. Where the words end changes with every
+# prompt, where the masks of an image begin with its place in the batch, and no image may wait for a compiler.
+_CHANGING = ("masks", "count", "h", "w", "height", "width", "classes", "first_known", "last_known")
 
 
 @triton.jit
-def _add(total, logits, high, low, HALVES: tl.constexpr):
-    """total + sigmoid(logits) @ (high + low)."""
+def _add(total, logits, high, low):
+    """total + sigmoid(logits) @ (high + low); three products of halves keep 22 bits, about what float32 keeps."""
     scores = tl.sigmoid(logits)
-    if HALVES:
-        # Three products of halves keep 22 bits: about what float32 keeps, on units that are twice as fast.
-        top = scores.to(tl.float16)
-        rest = (scores - top.to(tl.float32)).to(tl.float16)
-        total = tl.dot(top, high, total)
-        total = tl.dot(top, low, total)
-        total = tl.dot(rest, high, total)
-    else:
-        total = tl.dot(scores, high, total, input_precision="tf32x3")
-    return total
+    top = scores.to(tl.float16)
+    rest = (scores - top.to(tl.float32)).to(tl.float16)
+    total = tl.dot(top, high, total)
+    total = tl.dot(top, low, total)
+    return tl.dot(rest, high, total)
 
 
 @triton.jit(do_not_specialize=_CHANGING)
 def score_maps(
     masks, matrix, labels, anomaly, count, h, w, height, width, classes, first_known, last_known,
-    ROWS: tl.constexpr, PAIRS: tl.constexpr, QUERIES: tl.constexpr, HALVES: tl.constexpr,
+    ROWS: tl.constexpr, PAIRS: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
     """PAIRS pairs of pixels in one row of the maps, which are four times as large as the masks.
 
@@ -61,15 +57,11 @@ def score_maps(
         b = tl.load(upper + right[:, None], mask=there, other=0.0).to(tl.float32)
         b += down * (tl.load(lower + right[:, None], mask=there, other=0.0).to(tl.float32) - b)
         of_classes = tl.load(matrix + which[:, None] * ROWS + rows[None, :])
-        if HALVES:
-            high = of_classes.to(tl.float16)
-            low = (of_classes - high.to(tl.float32)).to(tl.float16)
-        else:
-            high = of_classes
-            low = of_classes
+        high = of_classes.to(tl.float16)
+        low = (of_classes - high.to(tl.float32)).to(tl.float16)
         step = b - a
-        first = _add(first, a + share * step, high, low, HALVES)
-        second = _add(second, a + (share + 0.25) * step, high, low, HALVES)
+        first = _add(first, a + share * step, high, low)
+        second = _add(second, a + (share + 0.25) * step, high, low)
     labelled = (rows < classes)[None, :]
     known = ((rows >= first_known) & (rows < last_known))[None, :]
     lowest = float("-inf")

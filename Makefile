@@ -55,8 +55,10 @@ IMAGE ?= /camera/image
 run: setup
 	$(BIN)/python -m vl4ad_ros.detector_node --ros-args -r image:=$(IMAGE) $(RUN_ARGS)
 
+# First those that may share the machine, two at a time; 5 = none of them was asked for.
 test: setup-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 test-fast: setup-test
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)

@@ -50,8 +50,19 @@ EXTRAS = {
     "train": ["scipy>=1.11"],  # Hungarian matching
     "scenes": ["moderngl>=5.10", "rosbags>=0.10.6"],  # rendering training scenes and bags
     "ray": ["ray>=2.9"],  # evaluation over many bags on many machines
-    # mcap-ros2-support: a reader of bags that is not the one we write them with
-    "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "types-PyYAML", "mcap-ros2-support"],
+    # mcap-ros2-support: a reader of bags that is not the one we write them with; triton: its interpreter runs the GPU's kernels
+    # (a torch for CUDA brings its own)
+    "dev": [
+        "pytest",
+        "pytest-timeout",
+        "pytest-xdist",
+        "hypothesis",
+        "ruff",
+        "mypy",
+        "types-PyYAML",
+        "mcap-ros2-support",
+        "triton>=3.2; sys_platform == 'linux'",
+    ],
     "packaging": ["colcon-common-extensions", "wheel"],  # does colcon see, build and install the package?
 }
 

@@ -14,9 +14,19 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
+# Tests with a running node, a deadline or a memory limit: they have the machine to themselves (`make test` runs the others two at a
+# time first).
+ALONE = {
+    "test_benchmarks", "test_cv_bridge", "test_demo", "test_diagnostics", "test_engines_memory", "test_label_info", "test_node",
+    "test_node_load", "test_output_recording", "test_packaging", "test_replay_evaluation",
+}  # fmt: skip
+
+
 def pytest_configure(config):
     import tempfile
 
+    if "PYTEST_XDIST_WORKER" in os.environ:  # two processes on two cores
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Nothing a test caches may come from, or stay in, the user's own cache; nothing may be downloaded.
     os.environ["VL4AD_CACHE"] = tempfile.mkdtemp(prefix="vl4ad-test-")
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -25,7 +35,11 @@ def pytest_configure(config):
     hypothesis.settings.load_profile("untimed")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in ALONE:
+            item.add_marker(pytest.mark.alone)
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if gpu:
         import torch

@@ -85,6 +85,14 @@ def test_frames_of_a_bag(tmp_path, monkeypatch, capsys):
     assert_full_precision(rows["onnx"])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_gpu_agrees_on_rendered_frames(precision, tmp_path, monkeypatch, capsys):
+    options = ["--device", "cuda", "--precision", precision, "--every", 4, "--no-float64"]
+    status, rows, printed = run(["--images", DATA / "evaluation/held_out", *options], tmp_path, monkeypatch, capsys)
+    assert status == 0 and rows["torch"]["frames"] == 4, printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -94,6 +102,7 @@ def test_frames_of_a_bag(tmp_path, monkeypatch, capsys):
             "'tensorrt' cannot be compared",
         ),
         (["--precision", "int8"], "use fp32, fp16"),
+        (["--device", "tpu"], "use auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(arguments, message, tmp_path, monkeypatch, capsys):

@@ -55,10 +55,13 @@ IMAGE ?= /camera/image
 run: setup
 	$(BIN)/python -m vl4ad_ros.detector_node --ros-args -r image:=$(IMAGE) $(RUN_ARGS)
 
-# First those that may share the machine, two at a time; 5 = none of them was asked for.
+# First the tests that may share the machine, two at a time, then the others (test/conftest.py). 5 = PYTEST_ARGS selected none there.
 test: setup-test
-	$(BIN)/python -m pytest -m "not alone" -n 2 --dist loadfile $(PYTEST_ARGS) || [ $$? -eq 5 ]
-	$(BIN)/python -m pytest -m alone $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	@shared=0; alone=0; \
+	VL4AD_TEST_PART=shared $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS) || shared=$$?; \
+	[ $$shared -eq 0 ] || [ $$shared -eq 5 ] || exit $$shared; \
+	VL4AD_TEST_PART=alone $(BIN)/python -m pytest $(PYTEST_ARGS) || alone=$$?; \
+	[ $$alone -eq 5 ] && alone=$$shared; exit $$alone
 
 test-fast: setup-test
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)

@@ -61,7 +61,7 @@ EXTRAS = {
         "mypy",
         "types-PyYAML",
         "mcap-ros2-support",
-        "triton>=3.2; sys_platform == 'linux'",
+        "triton>=3.3; sys_platform == 'linux'",
     ],
     "packaging": ["colcon-common-extensions", "wheel"],  # does colcon see, build and install the package?
 }

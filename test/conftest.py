@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 
-# Tests with a running node, a deadline or a memory limit: they have the machine to themselves (`make test` runs the others two at a
-# time first).
+# Tests with a running node, a deadline or a memory limit have the machine to themselves. `make test` runs the others first, two at
+# a time; VL4AD_TEST_PART says which part it is.
 ALONE = {
     "test_benchmarks", "test_cv_bridge", "test_demo", "test_diagnostics", "test_engines_memory", "test_label_info", "test_node",
     "test_node_load", "test_output_recording", "test_packaging", "test_replay_evaluation",
@@ -29,17 +29,19 @@ def pytest_configure(config):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Nothing a test caches may come from, or stay in, the user's own cache; nothing may be downloaded.
     os.environ["VL4AD_CACHE"] = tempfile.mkdtemp(prefix="vl4ad-test-")
+    os.environ["TRITON_CACHE_DIR"] = os.path.join(os.environ["VL4AD_CACHE"], "triton")
     os.environ["HF_HUB_OFFLINE"] = "1"
     # How long an example takes is the machine's business.
     hypothesis.settings.register_profile("untimed", deadline=None)
     hypothesis.settings.load_profile("untimed")
 
 
-@pytest.hookimpl(tryfirst=True)  # before -m selects
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.stem in ALONE:
-            item.add_marker(pytest.mark.alone)
+def pytest_collection_modifyitems(config, items):
+    part = os.environ.get("VL4AD_TEST_PART")
+    if part:
+        left_out = [item for item in items if (item.path.stem in ALONE) != (part == "alone")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if gpu:
         import torch

@@ -23,6 +23,7 @@ IMPORT = """
 import pathlib, torch
 try:
     torch.ops.load_library(str(pathlib.Path(__file__).with_name("_C.so")))
+    print("its own operators")
 except OSError:
     pass
 torch.library.register_fake("torchvision::nms")(lambda dets, scores, iou_threshold: dets)
@@ -58,6 +59,7 @@ def test_a_torchvision_that_works_is_left_to_define_its_operators(tmp_path):
     )  # fmt: skip
     done = imported(tmp_path)
     assert done.returncode == 0 and "fine" in done.stdout, done.stderr[-2000:]
+    assert "its own operators" in done.stdout
 
 
 @pytest.mark.parametrize("library", ["for another torch", "none"])

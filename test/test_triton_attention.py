@@ -103,3 +103,17 @@ def test_attention_on_the_gpu_is_the_cpus(precision, tolerance):
         there = tokens.to("cuda", precision)
         ours = moved(there, reference_points(sizes, device=there.device), there, sizes)
     assert ours.dtype == precision and torch.allclose(ours.float().cpu(), theirs, atol=tolerance)
+
+
+def test_training_in_mixed_precision_does_not_move_the_places():
+    """With no offsets each token reads its own cell; half a cell beside it lies half of another number."""
+    torch.manual_seed(0)
+    sizes = [(2, 300)]
+    attention = MultiScaleDeformableAttention(32, 1, 2, 4)
+    torch.nn.init.zeros_(attention.sampling_offsets.bias)
+    tokens = torch.randn(1, 2 * 300, 32)
+    full = attention(tokens, reference_points(sizes), tokens, sizes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = attention(tokens, reference_points(sizes), tokens, sizes)
+    assert torch.allclose(full, attention.output_proj(attention.value_proj(tokens)), atol=1e-4)
+    assert (mixed.float() - full).abs().max() < 0.1

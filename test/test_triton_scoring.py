@@ -22,13 +22,15 @@ CASES = [
     (40, 4, 8, (1, 3), 40, 10, "float32"),
     (1, 1, 1, (4, 4), 1, 0, "float16"),
     (50, 2, 35, (6, 140), 60, 60, "float32"),
+    (50, 6, 10, (24, 40), 21, 0, "float32"),
 ]
+LOW = 6  # the case whose masks are nearly empty: what is named there is decided by tiny numbers
 
 
 def case(number: int, device: str):
     count, h, w, size, classes, merged, kind = CASES[number]
     generator = torch.Generator().manual_seed(number)
-    masks = (torch.randn(count, h, w, generator=generator) * 4).to(getattr(torch, kind))
+    masks = (torch.randn(count, h, w, generator=generator) * 4 - 16 * (number == LOW)).to(getattr(torch, kind))
     labels_rows = torch.rand(classes, count, generator=generator)
     anomaly_rows = torch.rand(merged, count, generator=generator) if merged else None
     moved = [None if each is None else each.to(device) for each in (masks, labels_rows, anomaly_rows)]
@@ -52,7 +54,7 @@ def agrees(number: int, device: str, score) -> None:
     assert torch.allclose(anomaly.double(), surprise, atol=1e-4)
     # Where two classes are as likely, either is right.
     chosen = classes.gather(0, labels.long()[None])[0]
-    assert torch.allclose(chosen, classes.amax(dim=0), atol=1e-4)
+    assert torch.allclose(chosen, classes.amax(dim=0), rtol=1e-5, atol=0)
 
 
 INTERPRETED = """

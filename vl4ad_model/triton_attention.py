@@ -43,7 +43,7 @@ def deformable_sum(values: Tensor, offsets: Tensor, logits: Tensor, centres: Ten
     """Softmax over all places of a head, and the weighted sum of the values there; None where the kernel does not apply.
 
     Args:
-        values: (B, L, heads, depth), the levels one after another, float32 or float16.
+        values: (B, L, heads, depth), the levels one after another, float32, float16 or bfloat16.
         offsets: (B, L, heads, levels, points, 2) in cells, x before y.
         logits: (B, L, heads, levels * points).
         centres: (L, 2) float32 in [0, 1], x before y.
@@ -54,10 +54,10 @@ def deformable_sum(values: Tensor, offsets: Tensor, logits: Tensor, centres: Ten
     """
     _, _, heads, depth = values.shape
     levels, points = len(sizes), offsets.shape[4]
-    key = (values.device, values.dtype, heads, levels, points, depth)
-    if not values.is_cuda or levels > _MOST_LEVELS or depth < 16 or depth & (depth - 1) or not _works.get(key, True):
+    if not values.is_cuda or values.element_size() > 4 or levels > _MOST_LEVELS or depth < 16 or depth & (depth - 1):
         return None
-    if getattr(_thread, "off", False) or kernels() is None:
+    key = (values.device, values.dtype, heads, levels, points, depth)
+    if not _works.get(key, True) or getattr(_thread, "off", False) or kernels() is None:
         return None
     if key in _works:
         return launch(values, offsets, logits, centres, sizes)
@@ -66,7 +66,7 @@ def deformable_sum(values: Tensor, offsets: Tensor, logits: Tensor, centres: Ten
         _works[key] = True
         return result
     except Exception as error:  # Triton needs a C compiler and Python's headers, and fails in many ways
-        if is_out_of_memory(error):
+        if isinstance(error, (RuntimeError, MemoryError)) and is_out_of_memory(error):
             raise
         _works[key] = False
         log.warning("deformable attention runs in PyTorch: the Triton kernel could not be compiled (%s)", one_line(error))

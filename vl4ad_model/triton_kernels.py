@@ -10,8 +10,11 @@ _CHANGING = ("masks", "count", "h", "w", "height", "width", "classes", "first_kn
 
 @triton.jit
 def _add(total, logits, high, low):
-    """total + sigmoid(logits) @ (high + low); three products of halves keep 22 bits, about what float32 keeps."""
-    scores = tl.sigmoid(logits)
+    """total + 2^13 sigmoid(logits) @ (high + low).
+
+    Three products of halves keep 22 bits, about what float32 keeps: of numbers from 2^-12 to 2^15, hence the factor.
+    """
+    scores = tl.sigmoid(logits) * 8192.0
     top = scores.to(tl.float16)
     rest = (scores - top.to(tl.float32)).to(tl.float16)
     total = tl.dot(top, high, total)
@@ -57,6 +60,7 @@ def score_maps(
         b = tl.load(upper + right[:, None], mask=there, other=0.0).to(tl.float32)
         b += down * (tl.load(lower + right[:, None], mask=there, other=0.0).to(tl.float32) - b)
         of_classes = tl.load(matrix + which[:, None] * ROWS + rows[None, :])
+        of_classes *= 8192.0
         high = of_classes.to(tl.float16)
         low = (of_classes - high.to(tl.float32)).to(tl.float16)
         step = b - a
@@ -72,7 +76,7 @@ def score_maps(
     x = 2 * start + tl.arange(0, 2 * PAIRS)
     place = y.to(tl.int64) * width + x
     tl.store(labels + place, label.to(tl.uint8), mask=x < width)
-    tl.store(anomaly + place, 1.0 - best, mask=x < width)
+    tl.store(anomaly + place, 1.0 - best * (1.0 / (8192.0 * 8192.0)), mask=x < width)
 
 
 _SIZES = ("length", "h0", "w0", "h1", "w1", "h2", "w2", "h3", "w3")

@@ -35,6 +35,8 @@ def kernels() -> Any:
     """The module of kernels; None, with the reason in the log, where Triton is missing or `VL4AD_NATIVE` is 0."""
     if os.environ.get(OFF) == "0":
         return None
+    if folder := os.environ.get("VL4AD_CACHE"):
+        os.environ.setdefault("TRITON_CACHE_DIR", os.path.join(folder, "triton"))
     try:
         from vl4ad_model import triton_kernels
 
@@ -128,14 +130,19 @@ def usable(device: Any, dtype: Any, rows: int) -> bool:
             others = [other for other in _ROWS if other != rows]
             if _ready.get(key):
                 work = functools.partial(_compile_all, device, dtype, others)
-                threading.Thread(target=work, name="scoring kernels", daemon=True).start()
+                # Not a daemon: the end of the process would stop it inside the compiler, and that aborts.
+                threading.Thread(target=work, name="scoring kernels").start()
     return _ready.get(key, False)
 
 
 def _compile_all(device: Any, dtype: Any, sizes: list[int]) -> None:
     for rows in sizes:
-        with contextlib.suppress(RuntimeError, MemoryError):  # no memory for it now: it is done without
+        if not threading.main_thread().is_alive():
+            return
+        try:
             _compile(device, dtype, rows)
+        except (RuntimeError, MemoryError) as error:
+            log.warning("scoring of more than %d rows of words runs in PyTorch: %s", rows // 2, one_line(error))
 
 
 def _compile(device: Any, dtype: Any, rows: int) -> None:
@@ -149,7 +156,7 @@ def _compile(device: Any, dtype: Any, rows: int) -> None:
             torch.cuda.current_stream(device).synchronize()
         _ready[device, dtype, rows] = True
     except Exception as error:  # Triton needs a C compiler and Python's headers, and fails in many ways
-        if is_out_of_memory(error):
+        if isinstance(error, (RuntimeError, MemoryError)) and is_out_of_memory(error):
             raise
         _ready[device, dtype, rows] = False
         log.warning("scoring runs in PyTorch: the Triton kernel could not be compiled (%s)", one_line(error))

@@ -67,22 +67,19 @@ class MultiScaleDeformableAttention(nn.Module):
         batch, length, _ = query.shape
         heads, levels, count = self.heads, self.levels, self.points
         depth = self.channels // heads
+        values = self.value_proj(value)
+        offsets = self.sampling_offsets(query).view(batch, length, heads, levels, count, 2)
+        logits = self.attention_weights(query).view(batch, length, heads, levels * count)
         if query.is_cuda and not (torch.is_grad_enabled() or is_exporting()):
-            total = triton_attention.deformable_sum(
-                self.value_proj(value).view(batch, length, heads, depth),
-                self.sampling_offsets(query).view(batch, length, heads, levels, count, 2),
-                self.attention_weights(query).view(batch, length, heads, levels * count),
-                points,
-                sizes,
-            )
+            by_head = values.view(batch, length, heads, depth)
+            total = triton_attention.deformable_sum(by_head, offsets, logits, points, sizes)
             if total is not None:
                 return self.output_proj(total)
         # Channels before tokens: one transpose here gives grid_sample its (B * heads, depth, h, w) maps as views.
-        values = self.value_proj(value).transpose(1, 2).reshape(batch * heads, depth, length)
-        offsets = self.sampling_offsets(query).view(batch, length, heads, levels, count, 2)
-        weights = self.attention_weights(query).view(batch, length, heads, levels * count).softmax(-1)
-        weights = weights.view(batch, length, heads, levels, count)
-        centres = points.to(offsets.dtype).view(1, length, 1, 1, 2)
+        values = values.transpose(1, 2).reshape(batch * heads, depth, length)
+        weights = logits.softmax(-1).view(batch, length, heads, levels, count)
+        # In mixed precision tokens are float32 and their places must be, too: half precision would move them by half a cell.
+        centres = points.to(query.dtype).view(1, length, 1, 1, 2)
 
         parts = []
         start = 0

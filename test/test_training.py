@@ -392,7 +392,7 @@ def test_a_crop_of_an_image_that_is_too_small_is_padded_and_ignored():
         ({"extra_blocks": [1, 2]}, "'extra_blocks' needs three numbers"),
         ({"extra_blocks": [1, 2, -1]}, "'extra_blocks' must not be negative"),
         ({"decoder_layers": -1}, "'decoder_layers' must not be negative"),
-        ({"decoder_layers": 1, "start_from_weights": True}, "the model has 2 decoder layers.*as many or more"),
+        ({"decoder_layers": 1, "start_from_weights": True}, "the model has 3 decoder layers.*as many or more"),
         ({"data": {"kind": "rendered", "folder": "x"}}, "'data' must be a list"),
         ({"data": [{"kind": "rendered", "folder": "x", "repeats": 2}]}, "did you mean 'repeat'"),
         ({"data": [{"kind": "rendered", "folder": "x", "repeat": "twice"}]}, "'repeat' must be a whole number"),
@@ -471,17 +471,17 @@ def test_a_run_learns_keeps_clip_frozen_and_its_model_loads_everywhere(tmp_path,
 
 
 @pytest.mark.parametrize(
-    "grown", [{"refined": True}, {"refined": True, "extra_blocks": [2, 1, 1], "decoder_layers": 3}], ids=["refined", "deeper"]
+    "grown", [{"refined": True}, {"refined": True, "extra_blocks": [2, 1, 1], "decoder_layers": 4}], ids=["refined", "deeper"]
 )
 def test_what_a_decoder_is_given_starts_as_the_identity_and_is_kept(tmp_path, rendered, grown):
     from vl4ad_model import registry
     from vl4ad_model.training.trainer import Trainer
 
     plain = registry.locate("tiny", offline=True)
-    values = {key: value for key, value in plain.config.items() if key != "refined"}
+    values = {key: value for key, value in plain.config.items() if key not in ("refined", "extra_blocks")}
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain/config.json").write_text(json.dumps(values))
-    weights = {key: value for key, value in read_tensors(plain.decoder).items() if ".refine_" not in key}
+    weights = {key: value for key, value in read_tensors(plain.decoder).items() if ".refine_" not in key and ".extra_" not in key}
     write_safetensors(weights, tmp_path / "plain/decoder.safetensors", half=True)
     shutil.copy(plain.clip, tmp_path / "plain/clip.safetensors")
     changes = {"model": str(tmp_path / "plain"), "start_from_weights": True, **grown}
@@ -496,7 +496,7 @@ def test_what_a_decoder_is_given_starts_as_the_identity_and_is_kept(tmp_path, re
     trainer.run()
     _, kept = registry.build_network(registry.locate(tmp_path / "run/model"))
     assert kept.refined and kept.extra_blocks == tuple(grown.get("extra_blocks", (0, 0, 0)))
-    assert kept.decoder_layers == grown.get("decoder_layers", 2)
+    assert kept.decoder_layers == grown.get("decoder_layers", 3)
     moved = read_tensors(tmp_path / "run/model/decoder.safetensors")["pixel_decoder.refine_1.back.weight"]
     assert float(moved.abs().max()) > 0
 

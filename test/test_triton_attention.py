@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.nn import functional as F
+from triton_interpreter import run_interpreted
 
 from vl4ad_model import triton_attention
 from vl4ad_model.network.deformable import MultiScaleDeformableAttention
@@ -57,24 +53,15 @@ def agrees(number: int, ours) -> None:
 
 
 INTERPRETED = """
-import sys
-
-sys.path.insert(0, sys.argv[1])
 import test_triton_attention as here
 from vl4ad_model import triton_attention
 for number in range(len(here.CASES)):
     here.agrees(number, triton_attention.launch(*here.case(number), tokens=16))
-print("all agree")
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 def test_the_kernel_computes_what_grid_sample_does_in_tritons_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, os.path.dirname(__file__)],
-        env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=250,
-    )  # fmt: skip
-    assert done.returncode == 0 and "all agree" in done.stdout, done.stderr[-3000:]
+    run_interpreted(INTERPRETED)
 
 
 def test_without_a_gpu_the_kernel_does_not_apply():

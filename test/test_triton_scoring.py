@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
 from torch.nn import functional as F
+from triton_interpreter import run_interpreted
 
 from vl4ad_model import triton_scoring
 
@@ -58,9 +55,6 @@ def agrees(number: int, device: str, score) -> None:
 
 
 INTERPRETED = """
-import sys
-
-sys.path.insert(0, sys.argv[1])
 import torch
 import test_triton_scoring as here
 from vl4ad_model import triton_scoring
@@ -70,17 +64,11 @@ for number in range(len(here.CASES)):
 masks = torch.zeros((16, 2, 2))
 labels, anomaly = triton_scoring.launch(masks, torch.full((5, 16), 1 / 16), None, 5, (8, 8), 32, pairs=16)
 assert labels.eq(0).all() and torch.allclose(anomaly, torch.full((8, 8), 0.5))
-print("all agree")
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
 def test_the_kernel_computes_the_equations_in_tritons_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, os.path.dirname(__file__)],
-        env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=250,
-    )  # fmt: skip
-    assert done.returncode == 0 and "all agree" in done.stdout, done.stderr[-3000:]
+    run_interpreted(INTERPRETED)
 
 
 def test_without_a_gpu_the_kernel_does_not_apply():

@@ -54,3 +54,8 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(str(name), known, 1)
     return f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known)}"
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's text that says something."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -12,8 +12,9 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from vl4ad_model.errors import one_line
 from vl4ad_model.out_of_memory import is_out_of_memory
-from vl4ad_model.triton_scoring import kernels, one_line
+from vl4ad_model.triton_scoring import kernels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +82,6 @@ def launch(
     sizes: list[tuple[int, int]],
     *,
     tokens: int = _TOKENS,
-    warps: int = _WARPS,
 ) -> Tensor:
     """`deformable_sum` without asking whether it can be done."""
     import torch
@@ -95,6 +95,6 @@ def launch(
         kernels().deformable_sum[grid](
             values.contiguous(), offsets.contiguous(), logits.contiguous(), centres, output, length,
             *[side for size in padded for side in size],
-            HEADS=heads, LEVELS=len(sizes), POINTS=offsets.shape[4], DEPTH=depth, TOKENS=tokens, num_warps=warps,
+            HEADS=heads, LEVELS=len(sizes), POINTS=offsets.shape[4], DEPTH=depth, TOKENS=tokens, num_warps=_WARPS,
         )  # fmt: skip
     return output

@@ -13,6 +13,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from vl4ad_model.errors import one_line
 from vl4ad_model.native_scoring import OFF
 from vl4ad_model.out_of_memory import is_out_of_memory
 
@@ -44,11 +45,6 @@ def kernels() -> Any:
     except Exception as error:  # an installation that is broken is as good as none
         log.info("scoring and attention run in PyTorch: Triton cannot be imported (%s)", one_line(error))
         return None
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an exception's text that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def score(
@@ -85,21 +81,19 @@ def launch(
     rows: int,
     *,
     pairs: int = _PAIRS,
-    queries: int = _QUERIES,
-    **how: int,
 ) -> tuple[Tensor, Tensor]:
     """`score` without asking whether it can be done.
 
     Args:
         rows: at least C + G, a power of two from 16 on.
-        pairs, queries: of one step of a program. how: Triton's `num_warps` and `num_stages`.
+        pairs: of pixels, that a program computes; a power of two from 16 on.
     """
     import torch
 
     count, h, w = masks.shape
     height, width = output_size
     classes = labels_rows.shape[0]
-    matrix = torch.zeros((-(-count // queries) * queries, rows), device=masks.device)
+    matrix = torch.zeros((-(-count // _QUERIES) * _QUERIES, rows), device=masks.device)
     matrix[:count, :classes] = labels_rows.T
     first, last = 0, known_count
     if anomaly_rows is not None:
@@ -112,7 +106,7 @@ def launch(
     with torch.cuda.device(masks.device) if masks.is_cuda else contextlib.nullcontext():
         kernels().score_maps[grid](
             masks.contiguous(), matrix, labels, anomaly, count, h, w, height, width, classes, first, last,
-            ROWS=rows, PAIRS=pairs, QUERIES=queries, **({"num_warps": _WARPS, "num_stages": _STAGES} | how),
+            ROWS=rows, PAIRS=pairs, QUERIES=_QUERIES, num_warps=_WARPS, num_stages=_STAGES,
         )  # fmt: skip
     return labels, anomaly
 

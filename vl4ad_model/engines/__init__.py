@@ -6,7 +6,7 @@ import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any
 
-from vl4ad_model.errors import EngineError, MissingDependencyError, Vl4adError
+from vl4ad_model.errors import EngineError, MissingDependencyError, Vl4adError, one_line
 from vl4ad_model.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -181,8 +181,6 @@ def create(
                 raise
             passed_over.append(str(error))
         except Exception as error:
-            from vl4ad_model.engines.serving import one_line
-
             if engine != "auto" and not is_out_of_memory(error):
                 raise EngineError(f"engine {name} does not work here: {one_line(error)}") from None
             passed_over.append(f"{name} failed: {one_line(error)}")

@@ -13,7 +13,7 @@ import numpy as np
 
 from vl4ad_model.engines.base import BuildProgress, Engine, ProgressCallback
 from vl4ad_model.engines.compiled import CompiledEngine
-from vl4ad_model.errors import EngineError, Vl4adError
+from vl4ad_model.errors import EngineError, Vl4adError, one_line
 from vl4ad_model.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -278,8 +278,3 @@ class _Failure(NamedTuple):
     @property
     def what(self) -> str:
         return "ran out of device memory" if self.out_of_memory else "failed"
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an exception's text that says something."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -51,7 +51,7 @@ def test_every_output_belongs_to_exactly_one_version_of_the_words():
     from vl4ad_model.segmenter import Segmenter
 
     # A street, and words near what is in it, so that every change of words moves the score.
-    street = sorted((Path(__file__).parent / "data/evaluation/quiet/images").glob("*.jpg"))[0]
+    street = sorted((Path(__file__).parent / "data/evaluation/quiet/images").glob("*.jpg"))[1]
     rgb = cv2.resize(read_rgb(street), (96, 64), interpolation=cv2.INTER_AREA)
     choices = [[], ["plant", "automobile", "cloudy weather", "highway"], ["house facade"]]
     reference = Segmenter.load("tiny", engine="torch", network_size=(64, 96), offline=True)
@@ -61,7 +61,7 @@ def test_every_output_belongs_to_exactly_one_version_of_the_words():
         expected.append(reference.segment(rgb))
     # One of the maps tells any two apart, or this test could not fail.
     for i, j in ((0, 1), (1, 2), (0, 2)):
-        assert np.abs(expected[i].anomaly - expected[j].anomaly).max() > 5e-3
+        assert np.abs(expected[i].anomaly - expected[j].anomaly).max() > 0.05
 
     with running_detector(client={"topics": ("segmentation", "anomaly_score")}) as (_, user):
         with Camera(user, rgb, 30) as camera:

@@ -1,7 +1,7 @@
 """The embedded model on photographs of real obstacles: `python benchmarks/road_obstacles.py CLONES --out FOLDER [--model tiny]`.
 
-CLONES holds clones of the repositories that road_obstacles.yaml names. Their photographs and masks made from our outlines are written
-to FOLDER in SegmentMeIfYouCan's layout, so that `vl4ad evaluate images --images FOLDER --track obstacle` reads them, too.
+CLONES holds clones of the repositories that road_obstacles.yaml names. Their photographs and masks made from our outlines are
+written to FOLDER in SegmentMeIfYouCan's layout, so that `vl4ad evaluate images --images FOLDER --track obstacle` reads them, too.
 """
 
 from __future__ import annotations
@@ -80,7 +80,10 @@ def main() -> None:
         outlined = rgb.copy()
         outlined[truth == IGNORED] //= 2
         outlined[truth == 1] = (255, 220, 0)
-        write_rgb(arguments.out / "pictures" / f"{stem}.png", np.hstack([rgb, outlined, overlay(rgb, result), anomaly_heatmap(result.anomaly)]))
+        write_rgb(
+            arguments.out / "pictures" / f"{stem}.png",
+            np.hstack([rgb, outlined, overlay(rgb, result), anomaly_heatmap(result.anomaly)]),
+        )
     metrics = exact_metrics_of(pixels)
     summary = {
         "photographs": len(alarms),
@@ -97,7 +100,9 @@ def main() -> None:
         print(f"{share:6.1%} of {name}")
     for name, share in alarms.items():
         print(f"{share:7.2%} of the road of {name}")
-    print(f"{summary['found']} of {len(found)} obstacles found; road pixels: AP {metrics.average_precision:.3f}, FPR95 {metrics.fpr95:.4f}")
+    print(
+        f"{summary['found']} of {len(found)} obstacles found; road pixels: AP {metrics.average_precision:.3f}, FPR95 {metrics.fpr95:.4f}"
+    )
 
 
 if __name__ == "__main__":

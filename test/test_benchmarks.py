@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from vl4ad_model.vocabulary import Vocabulary
@@ -49,3 +50,44 @@ def test_photographs_are_measured_in_camvids_classes(tmp_path):
 def test_a_folder_without_photographs_is_named(tmp_path):
     done = photographs(tmp_path)
     assert done.returncode != 0 and "test/ and testannot/" in done.stderr and "Traceback" not in done.stderr
+
+
+def road_obstacles(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks/road_obstacles.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_road_obstacles_are_measured_where_the_outlines_are(tmp_path):
+    """A rendered street stands for every photograph; the masks are those of the outlines, in a layout that the evaluation reads."""
+    listed = yaml.safe_load((ROOT / "benchmarks/road_obstacles.yaml").read_text())["photographs"]
+    street = Image.open(next((ROOT / "test/data/evaluation/quiet/images").iterdir()))
+    for photograph in listed:
+        path = tmp_path / "clones" / photograph["file"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        right, low = np.max(photograph["road"], axis=0) + 1
+        street.resize((int(right), int(low))).save(path)
+    done = road_obstacles(tmp_path / "clones", "--out", tmp_path / "out", "--json", tmp_path / "result.json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    names = [name for photograph in listed for name in photograph.get("obstacles", {})]
+    assert (result["photographs"], result["obstacles"]) == (len(listed), len(names))
+    assert result["found"] < len(names) / 2, "there is nothing in the picture where the outlines say so"
+    for photograph in listed:
+        mask = np.asarray(Image.open(tmp_path / "out/labels_masks" / f"{Path(photograph['file']).stem}_labels_semantic.png"))
+        assert set(np.unique(mask)) == ({0, 1, 255} if "obstacles" in photograph else {0, 255})
+        for outline in photograph.get("obstacles", {}).values():
+            x, y = np.mean(outline, axis=0).astype(int)
+            assert mask[y, x] == 1 or len(outline) > 10, "the middle of a compact outline is obstacle"
+    evaluated = subprocess.run(
+        [sys.executable, "-m", "vl4ad_model.cli", "evaluate", "images", "--images", str(tmp_path / "out"), "--track", "obstacle",
+         "--json", str(tmp_path / "evaluated.json")],
+        capture_output=True, text=True, timeout=300, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert abs(json.loads((tmp_path / "evaluated.json").read_text())["fishyscapes"]["AP"] - result["AP"]) < 0.01
+
+
+def test_photographs_that_are_missing_are_named_with_the_command_to_get_them(tmp_path):
+    done = road_obstacles(tmp_path, "--out", tmp_path / "out")
+    assert done.returncode != 0 and done.stderr.count("git clone --depth 1 https://") == 3 and "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()

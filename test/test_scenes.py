@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 pytest.importorskip("moderngl", reason="rendering is an extra: pip install '.[scenes]'")
 
 from vl4ad_model.errors import SceneError
-from vl4ad_model.scenes.classes import FIRST_HAZARD, HAZARD_CLASS
+from vl4ad_model.scenes.classes import FIRST_HAZARD, HAZARD_CLASS, ROAD, VEGETATION
 from vl4ad_model.scenes.cutouts import is_held_out, names_of
 from vl4ad_model.scenes.dataset import Recipe, make_frame
 from vl4ad_model.scenes.hazard_shapes import SHAPES
@@ -122,6 +122,23 @@ def test_assemblies_have_no_name_of_a_type_and_vary():
     kinds = [kind for seed in range(40) for _, kind in make_world(seed, split="seen", assembled=0.5).hazards.values()]
     assert 0.25 < np.mean([kind == "assembly" for kind in kinds]) < 0.75
     assert not any(kind == "assembly" for seed in range(40) for _, kind in make_world(seed, split="held_out").hazards.values())
+
+
+def test_everyday_things_are_no_hazards_and_change_nothing_else():
+    changed = []
+    for seed in range(8):
+        plain, labels, info = make_frame(Recipe(**SMALL, split="seen"), seed)
+        full, labels_full, info_full = make_frame(Recipe(**SMALL, split="seen", everyday=1.0), seed)
+        names = {number: hazard["name"] for number, hazard in info["hazards"].items()}
+        assert {number: hazard["name"] for number, hazard in info_full["hazards"].items()} == names
+        differs = labels != labels_full
+        assert set(np.unique(labels_full[differs])) <= {ROAD, VEGETATION}  # only trees stand in front of anything
+        assert (labels_full[labels == ROAD] != ROAD).mean() < 0.2
+        changed.append((np.abs(plain.astype(int) - full)[labels == ROAD].max(axis=-1) > 40).mean())
+    assert sum(share > 0.002 for share in changed) >= 5, "most roads show something of it"
+    same, half = (make_frame(Recipe(**SMALL, everyday=share), 5)[0] for share in (0.0, 0.5))
+    assert np.array_equal(same, make_frame(Recipe(**SMALL), 5)[0])
+    assert np.array_equal(half, same) or np.array_equal(half, make_frame(Recipe(**SMALL, everyday=1.0), 5)[0])
 
 
 def test_cut_outs_are_named_and_split(pictures, tmp_path):

@@ -35,6 +35,9 @@ def render(
     assembled: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the hazards that are random shapes without a name.")
     ] = 0.0,
+    everyday: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the streets with manhole covers, puddles, leafless trees and the like.")
+    ] = 0.0,
 ) -> None:
     """Render frames with exact labels. Run it again to go on where it stopped."""
     import multiprocessing
@@ -50,7 +53,7 @@ def render(
     if cutouts is not None:
         names_of(cutouts)
     require_renderer()
-    recipe = Recipe(height, width, split, str(cutouts) if cutouts else None, assembled=assembled)
+    recipe = Recipe(height, width, split, str(cutouts) if cutouts else None, assembled=assembled, everyday=everyday)
     seeds = missing(recipe, range(seed, seed + count), out)
     tasks = [(recipe, number, str(out)) for number in seeds]
     failures = 0

@@ -39,6 +39,7 @@ class Recipe:
         exactly: these hazard types, one of each, instead of a draw from the split's.
         hazard_y: how far ahead hazards lie, metres.
         assembled: share of the drawn hazards that are put together at random and have no name (scenes/assemblies.py).
+        everyday: share of the streets with manhole covers, puddles, leafless trees and the like (scenes/everyday.py).
     """
 
     height: int = 384
@@ -48,6 +49,7 @@ class Recipe:
     exactly: tuple[str, ...] | None = None
     hazard_y: tuple[float, float] = (5.0, 32.0)
     assembled: float = 0.0
+    everyday: float = 0.0
 
 
 _renderers: dict[tuple[int, int], Renderer] = {}
@@ -74,7 +76,7 @@ def make_frame(recipe: Recipe, seed: int) -> tuple[np.ndarray, np.ndarray, dict]
     quiet = {"train": None, "quiet": True}.get(recipe.split, False)
     world = make_world(
         seed, split=recipe.split, quiet=quiet, cutout_names=wanted, exactly=recipe.exactly, hazard_y=recipe.hazard_y,
-        assembled=recipe.assembled,
+        assembled=recipe.assembled, everyday=recipe.everyday,
     )  # fmt: skip
     pictures = cutout_files.load([names[name] for name in world.pictures]) if world.pictures else None
     drawn = renderer_for(recipe.height, recipe.width).render(world.at(0.0), pictures)

@@ -148,7 +148,7 @@ FOLIAGE_FRAGMENT = (
 void main(){
   float t=look.y; vec3 n=normalize(normal), q=local+seed; vec3 v=normalize(eye-world);
   float clump=noise(q*5.0*t), leaf=noise(q*17.0*t), edge=abs(dot(n,v));
-  if(look.w<.5&&.55*clump+.45*leaf<.78-.9*edge) discard;   // emission 1 marks flat hedges, which have no ragged edge
+  if(look.w<.5&&.55*clump+.45*leaf<.78-.9*edge-look.w) discard;   // emission: 1 flat hedges without a ragged edge, below 0 leafless
   vec3 albedo=mix(color2,color*1.3,smoothstep(.25,.75,.55*clump+.45*leaf));
   albedo*=mix(.45,1.,smoothstep(-.7,.6,n.z))*mix(.7,1.2,noise(q*1.3));
   albedo=mix(albedo,albedo.grb*vec3(1.15,1.,.8),.25*noise(q*2.1+9.));

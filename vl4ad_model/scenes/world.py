@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from vl4ad_model.scenes import assemblies, classes, people, street, vehicles
+from vl4ad_model.scenes import everyday as everyday_things
 from vl4ad_model.scenes.classes import HAZARD_CLASS
 from vl4ad_model.scenes.hazard_shapes import SHAPES
 from vl4ad_model.scenes.hazards import HELD_OUT, SEEN
@@ -166,7 +167,7 @@ def make_camera(r, lane_x: float) -> Camera:
 
 def make_world(seed: int, *, split: str = "train", quiet: bool | None = None, cutout_names: list[str] | None = None,
                exactly: tuple[str, ...] | None = None, hazard_y: tuple[float, float] = (5.0, 32.0),
-               assembled: float = 0.0) -> World:  # fmt: skip
+               assembled: float = 0.0, everyday: float = 0.0) -> World:  # fmt: skip
     """Compose one street.
 
     Args:
@@ -176,6 +177,8 @@ def make_world(seed: int, *, split: str = "train", quiet: bool | None = None, cu
         exactly: these hazard types instead, one of each.
         hazard_y: how far ahead hazards lie on the road, metres.
         assembled: share of the drawn hazards that are assemblies, things without a name.
+        everyday: how likely the street has manhole covers, puddles, leafless trees and the like (everyday.py). The rest of it
+            is the same with and without them.
     """
     r = np.random.default_rng(np.random.SeedSequence([seed, 7]))
     scene, light = Scene(), make_light(r)
@@ -209,6 +212,9 @@ def make_world(seed: int, *, split: str = "train", quiet: bool | None = None, cu
             side = int(r.choice([-1, 1]))
             x = side * (half_all[side] + r.uniform(0.8, 6))
             _cutout(world, r, cutout_names, (x, r.uniform(6, 30), 0.1), r.uniform(0.5, 2.0))
+    of_its_own = np.random.default_rng(np.random.SeedSequence([seed, 17]))
+    if of_its_own.random() < everyday:
+        everyday_things.draw(scene, of_its_own, half_all, walks, light.night)
     return world
 
 

@@ -100,9 +100,8 @@ def main() -> None:
         print(f"{share:6.1%} of {name}")
     for name, share in alarms.items():
         print(f"{share:7.2%} of the road of {name}")
-    print(
-        f"{summary['found']} of {len(found)} obstacles found; road pixels: AP {metrics.average_precision:.3f}, FPR95 {metrics.fpr95:.4f}"
-    )
+    ranked = f"AP {metrics.average_precision:.3f}, FPR95 {metrics.fpr95:.4f}"
+    print(f"{summary['found']} of {len(found)} obstacles found; pixels of roads and obstacles: {ranked}")
 
 
 if __name__ == "__main__":

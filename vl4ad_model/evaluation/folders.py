@@ -202,9 +202,10 @@ def _files(folder: Path, what: str) -> dict[str, Path]:
 
 
 def _plain(stem: str) -> str:
+    """Without its endings: masks may be called after the whole name of their image, NAME_leftImg8bit_labels_semantic."""
     for ending in _ENDINGS:
         if stem.endswith(ending) and len(stem) > len(ending):
-            return stem.removesuffix(ending)
+            return _plain(stem.removesuffix(ending))
     return stem
 
 

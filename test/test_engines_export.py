@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import onnx
 import pytest
 import torch
 
+import vl4ad_model
 from vl4ad_model import cli, registry
 from vl4ad_model.engines import onnx_export, onnx_graph
 from vl4ad_model.engines.torch_engine import TorchEngine
-from vl4ad_model.errors import EngineError
+from vl4ad_model.errors import EngineError, VocabularyError
 from vl4ad_model.network.deterministic import fill_deterministically
 from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
+from vl4ad_model.segmenter import Segmenter
+from vl4ad_model.vocabulary import Vocabulary
 
 HEIGHT, WIDTH = 96, 160
 
@@ -166,6 +170,7 @@ def test_the_command_writes_a_file_and_lists_and_cleans_it(tmp_path, monkeypatch
         (["--precision", "int8"], "use fp32, fp16"),
         (["--engine", "openvino", "--precision", "fp16"], "fp32"),
         (["--height", "100"], "multiples of 32"),
+        (["--batch", "2"], "--batch 2 needs --out"),
         (["--target", "sm_86"], "--target only applies to engine tensorrt"),
         (["--engine", "tensorrt", "--target", "fast"], "no compute capability: write it as sm_86"),
     ],
@@ -173,6 +178,35 @@ def test_the_command_writes_a_file_and_lists_and_cleans_it(tmp_path, monkeypatch
 def test_mistakes_are_one_line_and_status_2(arguments, message, capsys):
     status, _, error = run_cli(["export", *arguments], capsys)
     assert status == 2 and message in error and error.count("\n") == 1
+
+
+def test_an_engine_that_could_not_be_kept_is_no_success(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VL4AD_CACHE", str(tmp_path / "file"))
+    status, out, error = run_cli(["export", "--engine", "onnx", "--height", "64", "--width", "96"], capsys)
+    assert status == 2 and not out and "set VL4AD_CACHE to a writable folder" in error.splitlines()[-1]
+
+
+def test_a_model_of_ones_own_is_measured_with_its_engines_in_the_cache(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VL4AD_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(Path(vl4ad_model.__file__).parent / "models/tiny", tmp_path / "mine")
+    options = ["--sizes", "64x96", "--engines", "onnx", "--repeat", "3"]
+    status, _, error = run_cli(["benchmark", "engines", "--model", str(tmp_path / "mine"), *options], capsys)
+    assert status == 0, error
+    assert [path.name.startswith("mine-onnx-64x96") for path in (tmp_path / "cache/engines").glob("*.onnx")] == [True]
+    assert {path.name for path in tmp_path.iterdir()} == {"cache", "mine"}
+
+
+def test_the_engine_is_built_for_the_classifier_that_was_chosen_and_for_words_that_can_be_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("VL4AD_CACHE", str(tmp_path))
+    options = {"engine": "onnx", "device": "cpu", "network_size": (64, 96)}
+    words = Vocabulary.cityscapes()
+    with pytest.raises(VocabularyError, match="too long for the text encoder"):
+        Segmenter.load("tiny", vocabulary=words.with_hazards(["a b c d e f g h i j k l m n o p " * 6]), **options)
+    assert not list((tmp_path / "engines").glob("*.onnx")), "a mistake in the words costs no compiling"
+    segmenter = Segmenter.load("tiny", classifier="ensemble", **options)
+    segmenter.segment(np.zeros((64, 96, 3), np.uint8))
+    assert ["-pooled-" in path.name for path in (tmp_path / "engines").glob("*.onnx")] == [True]
 
 
 # --- TensorRT ---------------------------------------------------------------------------------------------------------------

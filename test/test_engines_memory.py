@@ -106,6 +106,21 @@ def test_a_batch_that_does_not_fit_is_halved(network, pictures):
     assert ours.pooled_embeddings.shape == theirs.pooled_embeddings.shape and ours.image_size == theirs.image_size
 
 
+def test_a_batch_too_large_for_a_compiled_engine_is_halved_and_the_engine_stays(network, pictures, tmp_path):
+    class Small(ONNXRuntimeEngine):
+        def propose(self, images, image_size=None, *, pooled=True):
+            if len(images) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().propose(images, image_size, pooled=pooled)
+
+    compiled = Small(network, network_size=SIZE, cache=EngineCache(tmp_path))
+    engine = ServingEngine(compiled, [lambda: TorchEngine(network)], reason="as asked for")
+    ours = engine.propose(pictures, pooled=False)
+    assert len(ours.mask_logits) == len(pictures) and engine.name == "onnx" and engine.reason == "as asked for"
+    for index in range(len(pictures)):
+        assert torch.equal(ours.mask_logits[index], engine.propose(pictures[index : index + 1], pooled=False).mask_logits[0])
+
+
 def test_one_image_that_does_not_fit_goes_to_the_next_engine(network, pictures):
     class Full(SmallEngine):
         most = 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -105,17 +108,18 @@ def test_a_build_is_not_done_before_its_engine_has_run(network, tmp_path, pictur
 def test_a_second_variant_is_named_for_what_answers_and_its_failure_leaves_the_first(network, cache, picture, monkeypatch):
     engine = engines.create(network, engine="onnx", device="cpu", network_size=SIZE, cache=cache, background=True)
     assert engine.wait(60) and engine.name == "onnx"
-    built = ONNXRuntimeEngine._built
+    built, asked = ONNXRuntimeEngine._built, threading.Event()
 
     def only_unpooled(self, pooled, report):
         if pooled:
-            time.sleep(0.5)
+            asked.wait(60)
             raise RuntimeError("no room for two")
         return built(self, pooled, report)
 
     monkeypatch.setattr(ONNXRuntimeEngine, "_built", only_unpooled)
     engine.propose(picture, pooled=True)
     assert engine.name == "torch" and engine.reason == "torch serves while onnx is built"
+    asked.set()
     assert engine.wait(60)
     engine.propose(picture, pooled=True)
     assert engine.name == "torch" and "no room for two" in engine.reason
@@ -238,3 +242,25 @@ def test_a_divisors_least_value_does_not_become_zero_in_half_precision():
     )  # fmt: skip
     half = to_half(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
     assert numpy_helper.to_array(half.graph.initializer[0]).item() > 0
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_program_may_end_while_an_engine_is_built(tmp_path, closed):
+    """Without waiting for the engine, and without dying inside its compiler."""
+    program = """
+import sys, time
+import numpy as np
+from vl4ad_model.segmenter import Segmenter
+segmenter = Segmenter.load("tiny", network_size=(64, 96), background=True, engine="openvino", device="cpu")
+segmenter.segment(np.zeros((64, 96, 3), np.uint8))
+while (progress := segmenter.engine_progress) and not progress.stage.startswith("compiling"):
+    time.sleep(0.01)
+print("building" if progress else "done")
+if sys.argv[1] == "True":
+    segmenter.close()
+"""
+    command = [sys.executable, "-c", program, str(closed)]
+    done = subprocess.run(
+        command, env={**os.environ, "VL4AD_CACHE": str(tmp_path)}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "building\n"), done.stderr

@@ -397,6 +397,12 @@ def test_a_crop_of_an_image_that_is_too_small_is_padded_and_ignored():
         ({"data": [{"kind": "rendered", "folder": "x", "repeats": 2}]}, "did you mean 'repeat'"),
         ({"data": [{"kind": "rendered", "folder": "x", "repeat": "twice"}]}, "'repeat' must be a whole number"),
         ({"steps": 0}, "'steps' must be positive"),
+        ({"workers": -2}, "'workers' must not be negative"),
+        ({"seed": -1}, "'seed' must not be negative"),
+        ({"class_weight": -3}, "'class_weight' must not be negative"),
+        ({"rare_crops": 7}, r"'rare_crops' is a share: it must be in \[0, 1\]"),
+        ({"learning_rate": "inf"}, "'learning_rate' must be a finite number"),
+        ({"anchored_queries": "yes"}, "'anchored_queries' must be true or false"),
         ({"precision": "fp8"}, "'precision' must be one of"),
         ({"data": [{"kind": "rendered", "folder": "nowhere"}]}, "does not exist"),
     ],
@@ -546,6 +552,33 @@ def test_a_frame_that_does_not_say_its_hazards_is_named(tmp_path):
         for read in (lambda files: read_frame(files[0]), hazard_names):
             with pytest.raises(TrainingError, match=r"frames/a\.json does not say what the hazards are"):
                 read(files)
+
+
+def test_a_label_that_stands_for_nothing_is_named(rendered, tmp_path):
+    from vl4ad_model.training.trainer import Trainer
+
+    folder = tmp_path / "frames"
+    shutil.copytree(rendered, folder)
+    for path in (folder / "labels").iterdir():
+        labels = np.array(Image.open(path))
+        labels[:4] = 60
+        Image.fromarray(labels).save(path)
+    config = TrainingConfig.from_dict(_settings(folder), base=tmp_path)
+    with pytest.raises(TrainingError, match=r"labels/.*png: label 60 is none of the 19 known classes, no hazard that .*json lists"):
+        Trainer(config, tmp_path / "run")
+
+
+def test_fine_tuning_keeps_the_kind_of_queries_that_the_weights_have(rendered, tmp_path):
+    """`tiny` has a query for each known class: matching them anew would undo its training."""
+    from vl4ad_model.training.trainer import Trainer
+
+    values = {name: value for name, value in _settings(rendered).items() if name != "anchored_queries"}
+    for asked, expected in (({"start_from_weights": True}, True), ({}, False), ({"anchored_queries": True}, True),
+                            ({"start_from_weights": True, "anchored_queries": False}, False)):  # fmt: skip
+        trainer = Trainer(TrainingConfig.from_dict({**values, **asked}, base=tmp_path), tmp_path / "run")
+        assert trainer.config.anchored_queries is trainer.model_config.anchored_queries is expected
+        trainer.save_model(tmp_path / "model")
+        assert json.loads((tmp_path / "model/config.json").read_text())["anchored_queries"] is expected
 
 
 def test_images_that_cannot_be_read_end_a_run_instead_of_keeping_it_busy(tmp_path, rendered):

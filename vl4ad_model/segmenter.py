@@ -146,7 +146,7 @@ class Segmenter:
             end_token=end_token,
             cache_folder=prompts.default_cache_folder(),
         )
-        words = {"classifier": classifier, "merge_classes": merge_classes}
+        text.check([concept for group in vocabulary.concept_groups for concept in group])
         running = engines.create(
             network,
             engine=engine,
@@ -155,10 +155,16 @@ class Segmenter:
             network_size=network_size or config.network_size,
             model_name=files.name,
             threads=threads,
+            pooled=(classifier or config.classifier) != "in_vocabulary",
             background=background,
             progress=progress,
         )
-        return cls(network, running, text, vocabulary, model_name=files.name, notice=files.notice, **words)
+        words = {"classifier": classifier, "merge_classes": merge_classes}
+        try:
+            return cls(network, running, text, vocabulary, model_name=files.name, notice=files.notice, **words)
+        except BaseException:
+            running.close()
+            raise
 
     # --- what it is -----------------------------------------------------------------------------------------------------
 

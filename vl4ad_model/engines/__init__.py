@@ -70,7 +70,7 @@ def device_for(engine: str, *, device: str = "auto", precision: str = "fp32", ne
     if network_size is not None and (min(network_size) < 32 or any(side % 32 for side in network_size)):
         raise EngineError(f"network size {network_size[0]}x{network_size[1]} must be multiples of 32")
     kind = device.split(":")[0]
-    if device != "auto" and kind not in ("cpu", "cuda"):
+    if device not in ("auto", "cpu") and kind != "cuda":
         raise EngineError(f"device '{device}' is unknown: use auto, cpu, cuda or cuda:N")
     import torch
 
@@ -97,6 +97,7 @@ def create(
     network_size: tuple[int, int] | None = None,
     model_name: str = "model",
     threads: int | None = None,
+    pooled: bool | None = None,
     background: bool = False,
     progress: ProgressCallback | None = None,
     cache: EngineCache | None = None,
@@ -110,6 +111,7 @@ def create(
         network_size: (height, width) of every image; None = any, which only PyTorch can do.
         model_name: for the names of cached files.
         threads: CPU threads; None = the library's default.
+        pooled: build the variant with CLIP's own features per mask first; None = as the model's own classifier needs.
         background: return at once; PyTorch serves until the engine is built.
         progress: called with `BuildProgress`, from the building thread.
         cache: where compiled files lie; None = the user's.
@@ -149,7 +151,7 @@ def create(
         "cache": cache,
         "progress": progress,
     }
-    needs_pooled = network.config.classifier != "in_vocabulary"
+    needs_pooled = network.config.classifier != "in_vocabulary" if pooled is None else pooled
     passed_over: list[str] = []
     for name in PREFERENCE[kind] if engine == "auto" else (engine,):
         if name == "torch":

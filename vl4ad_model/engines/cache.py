@@ -118,7 +118,7 @@ class EngineCache:
     def path(self, key: EngineKey, name: str, suffix: str) -> Path:
         """Where the file of `key` lies: readable parts first, then the digest."""
         pooled = "-pooled" if key.pooled else ""
-        return self.folder / f"{name}-{key.engine}-{key.height}x{key.width}-{key.precision}{pooled}-{key.digest}{suffix}"
+        return self.folder / f"{Path(name).name}-{key.engine}-{key.height}x{key.width}-{key.precision}{pooled}-{key.digest}{suffix}"
 
     def get_or_build(
         self,

@@ -56,6 +56,8 @@ def export(
         raise EngineError(f"--out {out}: a file for {engine} ends in {suffix}; without an ending it is a folder")
     if out is not None and out.suffix == suffix and len(targets) > 1:
         raise EngineError("several targets need a folder for --out, not a file")
+    if out is None and batch > 1:
+        raise EngineError(f"--batch {batch} needs --out: from the cache only engines for one image are used")
     engines.require(engine)
     for wanted in filter(None, targets):
         tensorrt_engine.check_target(wanted)
@@ -85,6 +87,8 @@ def export(
                 compiled.target_capability = wanted
             content, origin = compiled.build(with_pooled)
         path = compiled.path(with_pooled)
+        if out is None and origin.startswith("built, not"):
+            raise EngineError(f"{path.name} was {origin}: set VL4AD_CACHE to a writable folder, or use --out")
         if out is not None:
             is_file = out.suffix == suffix
             tag = f"-{wanted}" if wanted else ""
@@ -99,7 +103,7 @@ def engines_list(json_file: JsonFile = None) -> None:
     """The engines that work on this machine, and the compiled files in the cache."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from vl4ad_model import engines
     from vl4ad_model.engines.cache import EngineCache
@@ -114,7 +118,7 @@ def engines_list(json_file: JsonFile = None) -> None:
     console.print(table)
     cache = EngineCache()
     entries = cache.entries()
-    files = Table("file", "MB", "for", "made", title=f"{cache.folder}")
+    files = Table(Column("file", overflow="fold"), "MB", "for", "made", title=f"{cache.folder}")
     for entry in entries:
         key = entry.description.get("key", {})
         state = entry.description.get("made", "") if entry.whole else "[red]broken, will be built again[/red]"
@@ -169,12 +173,12 @@ def benchmark_engines(
 
     if unknown := [name for name in only.split(",") if name.strip() and name.strip() not in engines.ENGINES[1:]]:
         raise EngineError(f"engine '{unknown[0].strip()}' is unknown: use {', '.join(engines.ENGINES[1:])}")
-    _, network, config = _network(model, untrained, offline=True)
+    name, network, config = _network(model, untrained, offline=True)
     wanted = [_size(text) for text in sizes.split(",")] if sizes else [config.network_size or (512, 1024)]
     rows: list[dict[str, Any]] = []
     for size in wanted:
         with ProgressLine() as line:
-            rows += measure(network, model, size, only, device, precision, threads or None, repeat, hazards, line)
+            rows += measure(network, name, size, only, device, precision, threads or None, repeat, hazards, line)
     floors = [floor_of(network, size, device, precision, threads or None) for size in wanted] if floor else []
     columns = ("engine", "size", "stage", "p50 ms", "p99 ms", "CPU ms", "x backbone", "MB")
     table = Table(*columns, title=f"{model}, {precision}, {threads or 'all'} CPU threads, {repeat} images per engine")
@@ -272,16 +276,20 @@ class ProgressLine:
         )  # fmt: skip
         self._task = self._bar.add_task("", total=1.0)
         self._stage = ""
+        self._ended = False
 
     def __enter__(self) -> ProgressLine:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended = True
         if self._bar.live.is_started:
             self._bar.stop()
 
     def __call__(self, progress: BuildProgress) -> None:
         stage, _, _ = progress.stage.partition(":")
+        if self._ended:
+            return
         if self._console.is_terminal:
             self._bar.start()
             self._bar.update(self._task, completed=progress.fraction, description=f"{progress.engine}: {progress.stage}")

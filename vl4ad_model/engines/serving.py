@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SILENCE_S = 10.0  # a build that says nothing for so long is spoken for
+_EXIT_CHECK_S = 1.0  # how long a finished build's watcher outlives it at most
 
 
 class ServingEngine(Engine):
@@ -111,8 +112,22 @@ class ServingEngine(Engine):
         with self._lock:
             if self._builder is None or not self._builder.is_alive():
                 self._told = (BuildProgress(self._compiled.name, "starting", 0.0, 0.0, None), time.monotonic())
-                self._builder = threading.Thread(target=self._prepare, args=(pooled,), name="engine build", daemon=True)
+                # Not a daemon: the end of the process would stop it inside the compiler, and that aborts.
+                self._builder = threading.Thread(target=self._prepare, args=(pooled,), name="engine build")
                 self._builder.start()
+                threading.Thread(
+                    target=self._cancel_at_exit, args=(self._builder,), name="end of engine build", daemon=True
+                ).start()
+
+    def _cancel_at_exit(self, builder: threading.Thread) -> None:
+        """When the process ends, nobody waits for an engine: the build stops at the compiler's next step."""
+        while builder.is_alive():
+            threading.main_thread().join(_EXIT_CHECK_S)
+            if not threading.main_thread().is_alive():
+                self._closed = True
+                if self._compiled is not None:
+                    self._compiled.cancel()
+                return
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for a build in the background; returns whether none runs any more."""
@@ -184,7 +199,10 @@ class ServingEngine(Engine):
                 if isinstance(error, Vl4adError) and not is_out_of_memory(error):
                     raise  # the caller's mistake, or one that the engine has explained
                 failure = _Failure.of(error)
-            self._give_up(compiled, failure)  # out here the exception no longer holds on to the device's memory
+            # out here the exception no longer holds on to the device's memory
+            if failure.out_of_memory and len(images) > 1:
+                return self._in_halves(images, image_size, pooled)
+            self._give_up(compiled, failure)
         while True:
             fallback = self._made()
             fallback.recording = self._told is None
@@ -193,14 +211,17 @@ class ServingEngine(Engine):
             except (RuntimeError, MemoryError) as error:
                 failure = _Failure.of(error)
             if failure.out_of_memory and len(images) > 1:
-                half = len(images) // 2
-                parts = [self.propose(part, image_size, pooled=pooled) for part in (images[:half], images[half:])]
-                return parts[0].joined_with(parts[1])
+                return self._in_halves(images, image_size, pooled)
             if not self._makers:
                 if failure.out_of_memory:
                     raise MemoryError(f"out of memory: {failure.text}")
                 raise EngineError(f"engine {fallback.name} failed on {fallback.device}: {failure.text}")
             self._give_up(fallback, failure)
+
+    def _in_halves(self, images: np.ndarray, image_size: tuple[int, int] | None, pooled: bool) -> MaskProposals:
+        half = len(images) // 2
+        parts = [self.propose(part, image_size, pooled=pooled) for part in (images[:half], images[half:])]
+        return parts[0].joined_with(parts[1])
 
     def _let_go_of_fallback(self) -> None:
         """The compiled engine has taken over: what stood in for it gives its memory back, and can be made again."""

@@ -35,6 +35,7 @@ class FCCLIPConfig:
         mask_channels: width of the mask features at stride 4; 0 = `channels`.
         refined: residual blocks at strides 8 and 4 (see `PixelDecoder`).
         extra_blocks: how many more of them at strides 16, 8 and 4.
+        anchored_queries: in training, query k stood for known class k; whoever trains on should know.
         class_hidden: hidden width of the class embedding; 0 = `channels`.
         classifier: what the checkpoint was made for: in_vocabulary, out_of_vocabulary or ensemble.
         alpha, beta: weight of the out-of-vocabulary branch for names seen and unseen in training.
@@ -59,6 +60,7 @@ class FCCLIPConfig:
     mask_channels: int = 0
     refined: bool = False
     extra_blocks: tuple[int, int, int] = (0, 0, 0)
+    anchored_queries: bool = False
     queries: int = 250
     decoder_layers: int = 9
     decoder_heads: int = 8

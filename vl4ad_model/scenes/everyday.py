@@ -27,13 +27,14 @@ class _Road:
         return r.uniform(self.left + margin, self.right - margin), near * (far / near) ** r.random()
 
 
-def draw(scene: Scene, r, half: dict[int, float], walks: dict[int, float], night: float) -> None:
+def draw(scene: Scene, r, half: dict[int, float], walks: dict[int, float], *, paved: bool, night: float) -> None:
     """Add a few kinds of it to a street.
 
     Args:
         r: a generator of its own, so that the rest of the street does not depend on this.
         half: the road's half widths, metres, by side (-1 left, 1 right).
         walks: width of the pavements by side, metres.
+        paved: False = a dirt road, which has only puddles and leaves.
         night: 0 at day to 1 at night; leafless trees are left out in the dark.
     """
     road, pen = _Road(-half[-1], half[1]), Pen(scene, r, classes.ROAD)
@@ -42,12 +43,12 @@ def draw(scene: Scene, r, half: dict[int, float], walks: dict[int, float], night
         (_rails, 0.08),
     ]  # fmt: skip
     for add, chance in chances:
-        if r.random() < chance:
+        if r.random() < chance and (paved or add in (_puddles, _leaves)):
             add(pen, r, road)
     if r.random() < 0.4 and night < 0.9:
         for side in (-1, 1):
             if r.random() < 0.8:
-                _leafless_row(scene, r, side, half[side] + walks[side])
+                _leafless_row(scene, r, side, half[side], walks[side])
 
 
 def _grey(r, low: float, high: float) -> np.ndarray:
@@ -169,11 +170,12 @@ def _rails(pen: Pen, r, road: _Road) -> None:
             pen.draw("box", (middle + side + 0.07, y, TOP), (0.05, 3.05, 0.01), steel * 0.2)
 
 
-def _leafless_row(scene: Scene, r, side: int, edge: float) -> None:
+def _leafless_row(scene: Scene, r, side: int, edge: float, walk: float) -> None:
     """Leafless trees along one side; at a low sun their shadows lie across the road."""
     y = r.uniform(2, 8)
     while y < 75:
-        pen = Pen(scene, r, classes.VEGETATION, at=(side * (edge + r.uniform(0.6, 5)), y, 0.05))
+        aside = r.uniform(0.5, max(walk - 0.8, 0.6)) if walk else r.uniform(0.6, 2.5)  # in front of the houses
+        pen = Pen(scene, r, classes.VEGETATION, at=(side * (edge + aside), y, 0.05))
         _leafless(pen, r, forks=4 if y < 25 else 3 if y < 50 else 2)
         y += r.uniform(3, 12)
 

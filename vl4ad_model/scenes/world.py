@@ -214,7 +214,7 @@ def make_world(seed: int, *, split: str = "train", quiet: bool | None = None, cu
             _cutout(world, r, cutout_names, (x, r.uniform(6, 30), 0.1), r.uniform(0.5, 2.0))
     of_its_own = np.random.default_rng(np.random.SeedSequence([seed, 17]))
     if of_its_own.random() < everyday:
-        everyday_things.draw(scene, of_its_own, half_all, walks, light.night)
+        everyday_things.draw(scene, of_its_own, half_all, walks, paved=not dirt, night=light.night)
     return world
 
 

@@ -38,7 +38,7 @@ def train(
             if "total" in line:
                 progress.update(bar, description=f"loss {line['total']:.3f}")
             if "validation" in line:
-                numbers = ", ".join(f"{name} {value}" for name, value in line["validation"].items())
+                numbers = ", ".join(f"{name} {'-' if value is None else value}" for name, value in line["validation"].items())
                 progress.console.print(f"step {line['step']}: {numbers}{' (best so far)' if line.get('best') else ''}")
             if "resumed" in line:
                 changed = ", ".join(f"{name} {value}" for name, value in line.get("changed", {}).items())

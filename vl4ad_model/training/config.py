@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ class TrainingConfig:
         crop: (height, width) of training crops, multiples of 32.
         scales: smallest and largest factor an image is scaled by before it is cropped.
         anchored_queries: query k always stands for known class k, the others are matched. Converges in a fraction of the
-            steps; False is Mask2Former's and FC-CLIP's matching of everything.
+            steps; False is Mask2Former's and FC-CLIP's matching of everything. None = as the weights that are started from.
         steps, warmup_steps, batch_size: of one process; the learning rate rises over the warm-up and falls as a cosine.
         learning_rate, weight_decay, clip_gradient_norm: AdamW.
         points: sampled points per image for masks, dice and class maps.
@@ -79,7 +80,7 @@ class TrainingConfig:
     decoder_layers: int = 0
     crop: tuple[int, int] = (512, 1024)
     scales: tuple[float, float] = (0.5, 2.0)
-    anchored_queries: bool = False
+    anchored_queries: bool | None = None
     steps: int = 90000
     warmup_steps: int = 500
     batch_size: int = 8
@@ -160,8 +161,10 @@ class TrainingConfig:
                 if not isinstance(value, list) or len(value) != count:
                     raise TrainingError(f"'{name}' needs {('two', 'three')[count - 2]} numbers, not {value!r:.60}")
                 ready[name] = tuple(_of_type(name, part, kind) for part in value)
+            elif value is None and types[name] == bool | None:
+                ready[name] = None
             else:
-                ready[name] = _of_type(name, value, types[name])
+                ready[name] = _of_type(name, value, bool if types[name] == bool | None else types[name])
         config = cls(**ready)
         config._check()
         return config
@@ -177,6 +180,14 @@ class TrainingConfig:
         positive = ("steps", "batch_size", "points", "validate_every", "validation_images", "checkpoint_every", "learning_rate")
         for name in positive:
             need(getattr(self, name) > 0, f"'{name}' must be positive")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float):
+                need(math.isfinite(value), f"'{field.name}' must be a finite number")
+        for name in ("warmup_steps", "weight_decay", "clip_gradient_norm", "most_copied", "patience", "seed", "workers", *_WEIGHTS):
+            need(getattr(self, name) >= 0, f"'{name}' must not be negative")
+        for name in ("paraphrased", "rare_crops"):
+            need(0 <= getattr(self, name) <= 1, f"'{name}' is a share: it must be in [0, 1]")
         need(all(count >= 0 for count in self.extra_blocks or ()), "'extra_blocks' must not be negative")
         need(self.decoder_layers >= 0, "'decoder_layers' must not be negative; 0 = as many as the model has")
         need(self.threads >= 0, "'threads' must not be negative; 0 = the library's default")
@@ -187,6 +198,7 @@ class TrainingConfig:
         return json.dumps(dataclasses.asdict(self), indent=1, default=str)
 
 
+_WEIGHTS = ("class_weight", "mask_weight", "dice_weight", "map_weight", "no_object_weight", "name_weight")
 _TUPLES: dict[str, tuple[int, type]] = {"crop": (2, int), "scales": (2, float), "extra_blocks": (3, int)}
 _KINDS_OF_VALUES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 

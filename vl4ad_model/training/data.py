@@ -80,11 +80,14 @@ def _cityscapes(folder: Path, split: str) -> list[FrameFiles]:
     return frames
 
 
-def read_frame(files: FrameFiles) -> Frame:
+def read_frame(files: FrameFiles, known: int | None = None) -> Frame:
     """Read a frame.
 
+    Args:
+        known: number of known classes; with it, labels of a rendered frame that stand for nothing are refused.
+
     Raises:
-        TrainingError: a file is damaged, or image and labels differ in size; names the file.
+        TrainingError: a file is damaged, image and labels differ in size, or a label stands for nothing; names the file.
     """
     from PIL import Image
 
@@ -100,7 +103,15 @@ def read_frame(files: FrameFiles) -> Frame:
         raise TrainingError(f"{files.labels}: labels are {labels.dtype} {labels.shape}, 8 bit of the image's size are needed")
     if files.info is None:
         return Frame(rgb, cityscapes_train_ids(labels), {})
-    return Frame(rgb, labels, {number: name for number, (name, _) in _hazards(files.info).items()})
+    hazards = {number: name for number, (name, _) in _hazards(files.info).items()}
+    if known is not None:
+        nobody = [int(i) for i in np.unique(labels) if i >= known and i != IGNORED and int(i) not in hazards]
+        if nobody:
+            raise TrainingError(
+                f"{files.labels}: label {nobody[0]} is none of the {known} known classes, no hazard that {files.info.name} lists, "
+                f"and not {IGNORED} (ignored)"
+            )
+    return Frame(rgb, labels, hazards)
 
 
 def cityscapes_train_ids(labels: np.ndarray) -> np.ndarray:

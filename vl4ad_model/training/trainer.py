@@ -61,8 +61,11 @@ SMALLEST_SEGMENT = 12  # pixels of a crop; less is ignored
 class Crops(torch.utils.data.IterableDataset):
     """Endless random crops: (3, h, w) uint8 images, (h, w) int64 labels, and each crop's hazards."""
 
-    def __init__(self, files: list[Any], config: TrainingConfig, cutouts: CutOuts | None, copied: list[str], seed: int) -> None:
-        self._files, self._config, self._cutouts, self._copied, self._seed = files, config, cutouts, copied, seed
+    def __init__(
+        self, files: list[Any], config: TrainingConfig, cutouts: CutOuts | None, copied: list[str], seed: int, known: int
+    ) -> None:
+        self._files, self._config, self._cutouts, self._copied = files, config, cutouts, copied
+        self._seed, self._known = seed, known
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
@@ -72,7 +75,7 @@ class Crops(torch.utils.data.IterableDataset):
         while True:
             files = self._files[int(r.integers(len(self._files)))]
             try:
-                frame = frames_on_disk.read_frame(files)
+                frame = frames_on_disk.read_frame(files, self._known)
             except TrainingError as error:
                 log.warning("skipped: %s", error)
                 unreadable += 1
@@ -177,6 +180,11 @@ class Trainer:
                 self.network.mask_decoder.start_as_identity(had.decoder_layers)
             kept = {key: value for key, value in trained.items() if self.config.start_from_weights or key.startswith("clip.")}
             self.network.load_state_dict({**self.network.state_dict(), **kept})
+        anchored = self.config.anchored_queries
+        if anchored is None:
+            anchored = had.anchored_queries and self.config.start_from_weights
+        self.config = dataclasses.replace(self.config, anchored_queries=anchored)
+        self.model_config = dataclasses.replace(self.model_config, anchored_queries=anchored)
         self.network.to(self.device)
         for name, parameter in self.network.named_parameters():
             parameter.requires_grad_(not name.startswith("clip."))
@@ -226,7 +234,7 @@ class Trainer:
     def _load_validation(self) -> None:
         files = [f for source in self.config.validation for f in frames_on_disk.find_frames(source)]
         every = max(1, -(-len(files) // self.config.validation_images))
-        self._validation = [frames_on_disk.read_frame(f) for f in files[::every]]
+        self._validation = [frames_on_disk.read_frame(f, self.vocabulary.known_count) for f in files[::every]]
 
     # --- the loop -------------------------------------------------------------------------------------------------------
 
@@ -235,7 +243,8 @@ class Trainer:
         config = self.config
         # Cut-outs are pasted afresh; a copy of one that was rendered into a frame would only be a worse picture of it.
         copied = sorted(set(self._names) - set(self.cutouts.names if self.cutouts else ()))
-        crops = Crops(self._files, config, self.cutouts, copied, config.seed + 1000 * self.rank + self.step)
+        seed = config.seed + 1000 * self.rank + self.step
+        crops = Crops(self._files, config, self.cutouts, copied, seed, self.vocabulary.known_count)
         loader = torch.utils.data.DataLoader(
             crops, config.batch_size, collate_fn=collate, num_workers=config.workers, pin_memory=self.device.type == "cuda",
             prefetch_factor=4 if config.workers else None, worker_init_fn=_quiet_worker,
@@ -354,7 +363,8 @@ class Trainer:
             results = validate(self.network, self._validation, self.vocabulary, self.text, factors=factors)
             enough = max(result.score for result in results) - SMALLEST_SHARPENING
             factor, result = next((f, r) for f, r in zip(factors, results, strict=True) if not r.score < enough)
-            line = {"step": self.step, "validation": {k: round(v, 4) for k, v in dataclasses.asdict(result).items()}}
+            numbers = {k: None if math.isnan(v) else round(v, 4) for k, v in dataclasses.asdict(result).items()}
+            line = {"step": self.step, "validation": numbers}
             if self.config.sharpen:
                 line["sharpened"] = factor
             # Patience wants a gain that is one, not the last digit's noise.

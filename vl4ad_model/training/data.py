@@ -84,7 +84,8 @@ def read_frame(files: FrameFiles, known: int | None = None) -> Frame:
     """Read a frame.
 
     Args:
-        known: number of known classes; with it, labels of a rendered frame that stand for nothing are refused.
+        known: number of known classes; with it, labels of a rendered frame that stand for nothing are refused. The 19 of
+            Cityscapes always stand for something.
 
     Raises:
         TrainingError: a file is damaged, image and labels differ in size, or a label stands for nothing; names the file.
@@ -105,6 +106,7 @@ def read_frame(files: FrameFiles, known: int | None = None) -> Frame:
         return Frame(rgb, cityscapes_train_ids(labels), {})
     hazards = {number: name for number, (name, _) in _hazards(files.info).items()}
     if known is not None:
+        known = max(known, len(_CITYSCAPES_TRAIN_IDS))
         nobody = [int(i) for i in np.unique(labels) if i >= known and i != IGNORED and int(i) not in hazards]
         if nobody:
             raise TrainingError(

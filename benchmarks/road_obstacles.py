@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from vl4ad_model.evaluation.exact_metrics import exact_metrics_of
 from vl4ad_model.evaluation.scored_pixels import split_pixels
-from vl4ad_model.image_files import read_rgb, write_rgb
+from vl4ad_model.image_files import read_rgb, write_labels, write_rgb
 from vl4ad_model.segmenter import Segmenter
 from vl4ad_model.visualization import anomaly_heatmap, overlay
 
@@ -76,7 +76,7 @@ def main() -> None:
             found[f"{stem}: {name}"] = float((result.anomaly[mask] > arguments.threshold).mean())
         alarms[stem] = float((result.anomaly[truth == 0] > arguments.threshold).mean())
         write_rgb(arguments.out / "images" / f"{stem}.png", rgb)
-        cv2.imwrite(str(arguments.out / "labels_masks" / f"{stem}_labels_semantic.png"), truth)
+        write_labels(arguments.out / "labels_masks" / f"{stem}_labels_semantic.png", truth)
         outlined = rgb.copy()
         outlined[truth == IGNORED] //= 2
         outlined[truth == 1] = (255, 220, 0)

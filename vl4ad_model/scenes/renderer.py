@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,6 +73,9 @@ class Renderer:
         require_renderer()
         import moderngl
 
+        # Triton and Mesa each bring an LLVM. Triton, which torch loads for some of its work, crashes if it comes second.
+        with contextlib.suppress(ImportError):
+            import triton  # noqa: F401
         try:
             self.gl = moderngl.create_standalone_context(backend="egl")  # type: ignore[arg-type]
         except Exception as error:

@@ -161,10 +161,10 @@ class TrainingConfig:
                 if not isinstance(value, list) or len(value) != count:
                     raise TrainingError(f"'{name}' needs {('two', 'three')[count - 2]} numbers, not {value!r:.60}")
                 ready[name] = tuple(_of_type(name, part, kind) for part in value)
-            elif value is None and types[name] == bool | None:
-                ready[name] = None
+            elif types[name] == bool | None:
+                ready[name] = None if value is None else _of_type(name, value, bool)
             else:
-                ready[name] = _of_type(name, value, bool if types[name] == bool | None else types[name])
+                ready[name] = _of_type(name, value, types[name])
         config = cls(**ready)
         config._check()
         return config

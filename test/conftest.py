@@ -36,6 +36,13 @@ def pytest_configure(config):
     hypothesis.settings.load_profile("untimed")
 
 
+def pytest_unconfigure(config):
+    import shutil
+
+    # Engines of a run are 100 MB.
+    shutil.rmtree(os.environ["VL4AD_CACHE"], ignore_errors=True)
+
+
 def pytest_collection_modifyitems(config, items):
     part = os.environ.get("VL4AD_TEST_PART")
     if part:

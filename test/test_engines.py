@@ -194,7 +194,7 @@ def test_pytorch_serves_while_an_engine_is_built(network, tmp_path, picture):
 
 
 def test_an_engine_that_fails_at_run_time_is_replaced_and_named(network, cache, picture):
-    engine = engines.create(network, engine="onnx", device="cpu", network_size=SIZE, cache=cache)
+    engine = engines.create(network, engine="onnx", device="cpu", network_size=SIZE, cache=cache, pooled=False)
     expected = engine.propose(picture, pooled=False)
 
     def run(images):

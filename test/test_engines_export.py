@@ -117,9 +117,13 @@ def test_half_precision_agrees(tiny):
     assert (a.labels == b.labels).float().mean() >= 0.995
 
 
-def test_means_over_large_masks_stay_in_full_precision(tiny, exported):
-    """131072 cells, a mask of a 1024 x 2048 image, are more than float16 can count."""
+@pytest.mark.parametrize("clips_own", [False, True])
+def test_means_over_large_masks_stay_in_full_precision(tiny, exported, monkeypatch, clips_own):
+    """131072 cells, a mask of a 1024 x 2048 image, are more than float16 can count: of mask features, and of CLIP's own."""
     model = onnx.ModelProto()
+    if clips_own:
+        monkeypatch.setattr(tiny.mask_decoder, "naming", None)
+        exported = onnx_export.export(tiny, height=HEIGHT, width=WIDTH, pooled=True)
     model.CopyFrom(exported)
     half = onnx_graph.to_half(model)
     inferred = onnx.shape_inference.infer_shapes(half, strict_mode=True)
@@ -131,7 +135,7 @@ def test_means_over_large_masks_stay_in_full_precision(tiny, exported):
         if node.op_type == "Add" and producers.get(node.input[0], node).op_type == "ReduceSum"
     ]
     areas = [name for name in areas if "self_attn" not in name]  # sums over a dozen sampling points
-    assert len(areas) == 2 and all(types[name] == onnx.TensorProto.FLOAT for name in areas)
+    assert len(areas) == 1 + clips_own and all(types[name] == onnx.TensorProto.FLOAT for name in areas)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +156,7 @@ def test_the_command_writes_a_file_and_lists_and_cleans_it(tmp_path, monkeypatch
     monkeypatch.setenv("VL4AD_CACHE", str(tmp_path / "cache"))
     arguments = ["export", "--engine", "onnx", "--height", "64", "--width", "96", "--out", str(tmp_path / "out")]
     status, out, _ = run_cli(arguments, capsys)
-    path = tmp_path / "out" / "tiny-64x96-b1-fp32.onnx"
+    path = tmp_path / "out" / "tiny-64x96-b1-fp32-pooled.onnx"
     assert status == 0 and str(path) in out
     assert tensors(onnx.load(path).graph.input) == {"images": (1, 64, 96, 3)}
     status, out, _ = run_cli(["engines", "list", "--json", str(tmp_path / "list.json")], capsys)

@@ -106,7 +106,7 @@ def test_a_build_is_not_done_before_its_engine_has_run(network, tmp_path, pictur
 
 
 def test_a_second_variant_is_named_for_what_answers_and_its_failure_leaves_the_first(network, cache, picture, monkeypatch):
-    engine = engines.create(network, engine="onnx", device="cpu", network_size=SIZE, cache=cache, background=True)
+    engine = engines.create(network, engine="onnx", device="cpu", network_size=SIZE, cache=cache, background=True, pooled=False)
     assert engine.wait(60) and engine.name == "onnx"
     built, asked = ONNXRuntimeEngine._built, threading.Event()
 

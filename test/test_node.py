@@ -199,7 +199,7 @@ def test_a_classifier_that_needs_another_branch_of_the_engine_loses_no_image():
     """The engine was built without the out-of-vocabulary branch: PyTorch answers while it is built again."""
     pytest.importorskip("openvino")
     status = "vl4ad_detector: detector"
-    with running_detector({"engine": "openvino"}) as (detector, user):
+    with running_detector({"engine": "openvino", "classifier": "in_vocabulary"}) as (detector, user):
         for classifier in ("out_of_vocabulary", "ensemble", "in_vocabulary"):
             assert user.set_parameter("classifier", classifier) == (True, "")
             assert user.wait_for(lambda c, name=classifier: c.diagnostics.get(status, {}).get("classifier") == name, 30)

@@ -72,8 +72,8 @@ def measure_network(
     def proposals():
         from vl4ad_model.network.proposals import MaskProposals
 
-        embeddings, valid = state["pooled"] if pooled else (None, None)
         heads = state["masks"]
+        embeddings, valid = state["pooled"] if pooled and heads.named is None else (heads.named, None)
         return MaskProposals(
             heads.mask_logits,
             heads.query_embeddings,
@@ -89,7 +89,7 @@ def measure_network(
         ("pixel decoder", lambda: network.pixel_decoder(state["features"].pyramid), "pixels"),
         ("mask decoder", lambda: network.mask_decoder(state["pixels"])[-1], "masks"),
     ]
-    if pooled:
+    if pooled and not config.linear_naming:
         stages.append(
             (
                 "mask-pooled CLIP branch",

@@ -32,6 +32,7 @@ LAZY: dict[str, tuple[str, str, str]] = {
     "export": ("vl4ad_model.engines.commands", "export", "Compile a model for ONNX Runtime, OpenVINO or TensorRT."),
     "engines": ("vl4ad_model.engines.commands", "engines_app", "Look at and clean the cache of compiled engines."),
     "train": ("vl4ad_model.training.commands", "train", "Train or fine-tune a mask decoder."),
+    "train-names": ("vl4ad_model.training.commands", "train_names", "Give a trained decoder a branch for new names."),
     "train-clip": ("vl4ad_model.training.clip_commands", "app", "Make the embedded model's CLIP from published files."),
     "scenes": ("vl4ad_model.scenes.commands", "app", "Render road scenes and bags with exact labels."),
 }

@@ -363,7 +363,8 @@ class Segmenter:
         scored_size = wanted if self._network.config.resize_masks else fitted_size
         results = []
         with torch.inference_mode(), self._memory_is_enough(len(batch), fitted_size):
-            pooled = any(words.classifier.needs_pooled for words in all_words)
+            # Whatever the words weigh: the same engine before and after a change of words.
+            pooled = any(words.classifier_name != "in_vocabulary" for words in all_words)
             proposals = self._engine.propose(batch, fitted_size, pooled=pooled)
             proposed = time.perf_counter()
             for words in all_words:

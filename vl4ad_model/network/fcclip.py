@@ -37,6 +37,7 @@ class FCCLIPConfig:
         extra_blocks: how many more of them at strides 16, 8 and 4.
         anchored_queries: in training, query k stood for known class k; whoever trains on should know.
         class_hidden: hidden width of the class embedding; 0 = `channels`.
+        linear_naming: the out-of-vocabulary branch is the mask decoder's own (`MaskDecoder.naming`), not CLIP's pooled features.
         classifier: what the checkpoint was made for: in_vocabulary, out_of_vocabulary or ensemble.
         alpha, beta: weight of the out-of-vocabulary branch for names seen and unseen in training.
         training_concepts: the words the decoder was trained with; decides between alpha and beta.
@@ -66,6 +67,7 @@ class FCCLIPConfig:
     decoder_heads: int = 8
     decoder_feedforward: int = 2048
     class_hidden: int = 0
+    linear_naming: bool = False
     classifier: str = "ensemble"
     alpha: float = 0.4
     beta: float = 0.8
@@ -127,6 +129,7 @@ class FCCLIP(nn.Module):
             feedforward=config.decoder_feedforward,
             class_hidden=config.class_hidden or config.channels,
             mask_channels=config.mask_channels or config.channels,
+            linear_naming=config.linear_naming,
         )
         self.void_embedding = nn.Embedding(1, self.clip.embed_dim)
         self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean).view(3, 1, 1), persistent=False)
@@ -159,9 +162,11 @@ class FCCLIP(nn.Module):
     def proposal_tensors(self, normalized: Tensor, *, pooled: bool = True) -> tuple[Tensor, ...]:
         """Normalised, padded images to (mask_logits, query_embeddings[, pooled_embeddings, pooled_valid]): what is exported."""
         heads, dense = self.decode(normalized)
-        mask_logits, query_embeddings = heads[-1]
+        mask_logits, query_embeddings, named = heads[-1]
         if not pooled:
             return mask_logits, query_embeddings
+        if named is not None:
+            return mask_logits, query_embeddings, named, (mask_logits > 0).flatten(2).any(dim=-1)
         pooled_embeddings, valid = self.clip.pool(dense, mask_logits)
         return mask_logits, query_embeddings, pooled_embeddings, valid
 

@@ -22,10 +22,17 @@ from vl4ad_model.network.position import sine_position_embedding
 
 
 class QueryMasks(NamedTuple):
-    """What a prediction head says: mask_logits (B, N, h, w), or (B, N, P) at points, and query_embeddings (B, N, D)."""
+    """What a prediction head says.
+
+    Attributes:
+        mask_logits: (B, N, h, w), or (B, N, P) at points.
+        query_embeddings: (B, N, D), the in-vocabulary branch.
+        named: (B, N, D), the out-of-vocabulary branch of a decoder that has one (`MaskDecoder.naming`); else None.
+    """
 
     mask_logits: Tensor
     query_embeddings: Tensor
+    named: Tensor | None = None
 
 
 class MLP(nn.Module):
@@ -155,6 +162,8 @@ class MaskDecoder(nn.Module):
         channels: width of queries and feature maps.
         embed_dim: D, the dimension of CLIP's joint space.
         layers: decoder layers; layer i looks at level i modulo 3.
+        linear_naming: have an out-of-vocabulary branch of its own, `naming`: a linear map of the mask features pooled in a mask,
+            fitted by `training.naming`.
     """
 
     def __init__(
@@ -168,6 +177,7 @@ class MaskDecoder(nn.Module):
         feedforward: int,
         class_hidden: int,
         mask_channels: int,
+        linear_naming: bool = False,
     ) -> None:
         super().__init__()
         self.num_layers = layers
@@ -181,6 +191,7 @@ class MaskDecoder(nn.Module):
         self.mask_embed = MLP(channels, channels, mask_channels, 3)
         self._mask_pooling_proj = nn.Sequential(nn.LayerNorm(mask_channels), nn.Linear(mask_channels, channels))
         self.class_embed = MLP(channels, class_hidden, embed_dim, 3)
+        self.naming = nn.Linear(mask_channels, embed_dim) if linear_naming else None
         # ln(1 / 0.07), CLIP's start; lives here because the released checkpoints keep it here.
         self.logit_scale = nn.Parameter(torch.tensor(2.6593))
 
@@ -198,19 +209,17 @@ class MaskDecoder(nn.Module):
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
 
-    def embed_queries(self, decoded: Tensor, mask_features: Tensor, mask_logits: Tensor) -> Tensor:
+    def embed_queries(self, decoded: Tensor, pooled: Tensor) -> Tensor:
         """The class embedding of a query: what it has become, and the mean of the mask features inside its mask.
 
         Args:
             decoded: (B, N, C), after `decoder_norm`.
-            mask_features: (B, C, h, w).
-            mask_logits: (B, N, h, w).
+            pooled: (B, N, mask channels), from `pool_over_masks`.
 
         Returns:
             (B, N, D), not normalised.
         """
-        pooled = self._mask_pooling_proj(pool_over_masks(mask_features, mask_logits))
-        return self.class_embed(pooled + decoded)
+        return self.class_embed(self._mask_pooling_proj(pooled) + decoded)
 
     def forward(
         self, features: PixelFeatures, *, every_head: bool = False, point_features: Tensor | None = None
@@ -253,9 +262,10 @@ class MaskDecoder(nn.Module):
                     mask_logits = torch.bmm(mask_embedding, pixel_rows.transpose(1, 2)).view(
                         batch, -1, mask_features.shape[-2], mask_features.shape[-1]
                     )
-                query_embeddings = self.embed_queries(decoded, mask_features, mask_logits)
+                pooled = pool_over_masks(mask_features, mask_logits)
+                named = self.naming(pooled) if self.naming is not None and point_features is None else None
                 at_points = mask_logits if point_features is None else torch.bmm(mask_embedding, point_features)
-                heads.append(QueryMasks(at_points, query_embeddings))
+                heads.append(QueryMasks(at_points, self.embed_queries(decoded, pooled), named))
             if last:
                 break
             level_index = layer % len(memories)

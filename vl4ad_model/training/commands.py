@@ -1,4 +1,4 @@
-"""`vl4ad train`: train or fine-tune a mask decoder."""
+"""`vl4ad train`: train or fine-tune a mask decoder. `vl4ad train-names`: give it a branch for names it was not trained with."""
 
 from __future__ import annotations
 
@@ -58,3 +58,37 @@ def train(
     console.print(
         f"[bold]{out / 'model'}[/bold] holds the weights; try: vl4ad segment IMAGE --model {out / 'model'}", soft_wrap=True
     )
+
+
+def train_names(
+    config: Annotated[Path, typer.Option(help="The YAML file that the decoder was trained with: its frames, cut-outs and crops.")],
+    model: Annotated[Path, typer.Option(help="Folder of the trained model; its decoder.safetensors and config.json are replaced.")],
+    crops: Annotated[int, typer.Option(min=1, help="Crops to look at.")] = 2000,
+) -> None:
+    """Fit the branch that judges words the decoder was not trained with, to things it was trained with.
+
+    It takes minutes and leaves everything else of the decoder as it is. Fit it again after further training.
+    """
+    import dataclasses
+    import json
+    import tempfile
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from vl4ad_model.errors import TrainingError
+    from vl4ad_model.image_files import write_bytes
+    from vl4ad_model.network import checkpoint
+    from vl4ad_model.training.config import TrainingConfig
+    from vl4ad_model.training.trainer import Trainer
+
+    if not (model / "decoder.safetensors").is_file():
+        raise TrainingError(f"{model} is no folder of a trained model: it has no decoder.safetensors")
+    settings = dataclasses.replace(TrainingConfig.from_yaml(config), model=str(model), start_from_weights=True, validation=())
+    with tempfile.TemporaryDirectory() as unused, Progress(console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("loading", total=crops)
+        trainer = Trainer(settings, Path(unused))
+        things = trainer.fit_naming(crops, lambda done: progress.update(bar, description="looking at crops", completed=done))
+    checkpoint.save_decoder(trainer.network, model / "decoder.safetensors", half=True)
+    write_bytes(model / "config.json", (json.dumps(trainer.config_values(), indent=1) + "\n").encode())
+    print(f"{model} can judge names it was not trained with: fitted to {things} things in {crops} crops")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -63,7 +63,7 @@ def frozen_pyramid(
 
 def with_pyramids(
     batches: Iterable[tuple[Tensor, Labels, Hazards]], pyramid: Callable[[Tensor], Pyramid], device: torch.device
-) -> Iterator[tuple[Pyramid, Labels, Hazards]]:
+) -> Generator[tuple[Pyramid, Labels, Hazards], None, None]:
     """Each batch with the maps of its images instead of them, in order.
 
     On a CPU the maps of the next batch are made in a thread while the caller learns from the present one.

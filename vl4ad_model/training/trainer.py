@@ -6,6 +6,7 @@ decoder.safetensors of the best validated weights, loadable by name everywhere).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -15,7 +16,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
 from vl4ad_model.network.mask_decoder import QueryMasks
 from vl4ad_model.scoring import MAX_LOGIT_SCALE
 from vl4ad_model.training import data as frames_on_disk
+from vl4ad_model.training import naming
 from vl4ad_model.training.augmentation import CutOuts, SeenThings, augment
 from vl4ad_model.training.config import TrainingConfig
 from vl4ad_model.training.features import Pyramid, frozen_pyramid, with_pyramids
@@ -45,7 +47,7 @@ from vl4ad_model.training.losses import (
     sizes_of_segments,
 )
 from vl4ad_model.training.validation import ValidationResult, validate
-from vl4ad_model.training.words import WordSampler
+from vl4ad_model.training.words import GENERIC_NAMES, WordSampler
 from vl4ad_model.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -206,7 +208,10 @@ class Trainer:
                 f"start_from_weights: the model has {had.decoder_layers} decoder layers and extra blocks {list(had.extra_blocks)}; "
                 "'decoder_layers' and 'extra_blocks' can only be as many or more"
             )
-        return dataclasses.replace(had, refined=had.refined or config.refined, extra_blocks=tuple(blocks), decoder_layers=layers)
+        new = dataclasses.replace(had, refined=had.refined or config.refined, extra_blocks=tuple(blocks), decoder_layers=layers)
+        if had.linear_naming and not config.start_from_weights:
+            new = dataclasses.replace(new, linear_naming=False, classifier="in_vocabulary")  # it names another decoder's features
+        return new
 
     def _load_words(self) -> None:
         config = self.config
@@ -241,21 +246,10 @@ class Trainer:
     def run(self) -> ValidationResult | None:
         """Train to the last step or until patience ends. Returns the last validation."""
         config = self.config
-        # Cut-outs are pasted afresh; a copy of one that was rendered into a frame would only be a worse picture of it.
-        copied = sorted(set(self._names) - set(self.cutouts.names if self.cutouts else ()))
-        seed = config.seed + 1000 * self.rank + self.step
-        crops = Crops(self._files, config, self.cutouts, copied, seed, self.vocabulary.known_count)
-        loader = torch.utils.data.DataLoader(
-            crops, config.batch_size, collate_fn=collate, num_workers=config.workers, pin_memory=self.device.type == "cuda",
-            prefetch_factor=4 if config.workers else None, worker_init_fn=_quiet_worker,
-        )  # fmt: skip
-        pyramid = frozen_pyramid(
-            self.network, config.crop, config.batch_size, compiled=config.compiled_backbone, threads=config.threads or 1
-        )
         weights = LossWeights(*(getattr(config, field.name) for field in dataclasses.fields(LossWeights)))
         result, sums, began = None, {}, time.monotonic()  # type: ignore[var-annotated]
         reported = self.step
-        for maps, labels, hazards in with_pyramids(_plain_errors(loader), pyramid, self.device):
+        for maps, labels, hazards in self._batches():
             if self.step >= config.steps:
                 break
             losses = self._train_step(maps, labels.to(self.device), hazards, weights)
@@ -280,6 +274,50 @@ class Trainer:
         if _fingerprint(self.network.clip) != self._frozen:
             raise TrainingError("the frozen CLIP's weights moved during training: this is a bug; discard the run")
         return result
+
+    def _batches(self) -> Generator[tuple[Pyramid, Tensor, list[dict[int, str]]], None, None]:
+        """Endless: CLIP's pyramids of a batch of crops, the crops' labels and hazards."""
+        config = self.config
+        # Cut-outs are pasted afresh; a copy of one that was rendered into a frame would only be a worse picture of it.
+        copied = sorted(set(self._names) - set(self.cutouts.names if self.cutouts else ()))
+        seed = config.seed + 1000 * self.rank + self.step
+        crops = Crops(self._files, config, self.cutouts, copied, seed, self.vocabulary.known_count)
+        loader = torch.utils.data.DataLoader(
+            crops, config.batch_size, collate_fn=collate, num_workers=config.workers, pin_memory=self.device.type == "cuda",
+            prefetch_factor=4 if config.workers else None, worker_init_fn=_quiet_worker,
+        )  # fmt: skip
+        pyramid = frozen_pyramid(
+            self.network, config.crop, config.batch_size, compiled=config.compiled_backbone, threads=config.threads or 1
+        )
+        return with_pyramids(_plain_errors(loader), pyramid, self.device)
+
+    def fit_naming(self, crops: int, on_crops: Callable[[int], None] = lambda done: None) -> int:
+        """Fit the decoder's own out-of-vocabulary branch to so many crops; the decoder stays as it is.
+
+        Returns:
+            how many things were learned from.
+
+        Raises:
+            TrainingError: too few things with a name lie under a mask.
+        """
+        parts, done = [], 0
+        with contextlib.closing(self._batches()) as batches:
+            for maps, labels, hazards in batches:
+                labels = without_specks(labels.to(self.device))
+                _, things, emphasis, _ = self._targets(labels, hazards)
+                parts.append(naming.answers_of(self.network, maps, labels, things, emphasis, anchored=self._anchored))
+                done += len(labels)
+                on_crops(done)
+                if done >= crops:
+                    break
+        found = naming.Answers.joined(parts)
+        weight, bias = naming.fit(found, self._words.sample([]), seed=self.config.seed)
+        decoder = self.network.mask_decoder
+        decoder.naming = nn.Linear(weight.shape[1], weight.shape[0])
+        decoder.naming.load_state_dict({"weight": weight, "bias": bias})
+        decoder.to(self.device)
+        self.model_config = dataclasses.replace(self.model_config, linear_naming=True, **naming.ENSEMBLE)
+        return len(found.things)
 
     def _all_stop(self, enough: bool) -> bool:
         """What the first process found, in all: one that went on alone would wait for the others for ever."""
@@ -388,7 +426,7 @@ class Trainer:
         import shutil
 
         folder.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(_config_values(self.model_config, self.vocabulary), indent=1) + "\n"
+        content = json.dumps(self.config_values(), indent=1) + "\n"
         write_bytes(folder / "config.json", content.encode())
         state = dict(self._averaged.state_dict())
         state[LOGIT_SCALE] = (state[LOGIT_SCALE] + math.log(sharpened)).clamp(max=math.log(MAX_LOGIT_SCALE))
@@ -400,6 +438,14 @@ class Trainer:
             os.replace(part, kept)
         elif self._clip_files is None and not kept.exists():
             weights_files.write_safetensors(self.network.clip.model.state_dict(), kept, half=True)
+
+    def config_values(self) -> dict[str, Any]:
+        """config.json of the trained model: its own configuration, and the words it was trained with."""
+        values = json.loads(self.model_config.to_json())
+        known = [concept for group in self.vocabulary.concept_groups[: self.vocabulary.known_count] for concept in group]
+        hazards = [name for names in self._names.values() for name in names]
+        words = [*known, *hazards, *(GENERIC_NAMES if hazards else ())]
+        return {**values, "training_concepts": list(dict.fromkeys(words))}
 
     def save_checkpoint(self) -> None:
         """Write everything needed to go on, whole or not at all."""
@@ -509,13 +555,6 @@ def _fingerprint(module: nn.Module) -> str:
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _config_values(config: Any, vocabulary: Vocabulary) -> dict[str, Any]:
-    """config.json of a trained model: its own configuration, and the words it was trained with."""
-    values = json.loads(config.to_json())
-    concepts = [concept for group in vocabulary.concept_groups[: vocabulary.known_count] for concept in group]
-    return {**values, "training_concepts": concepts}
 
 
 def _quiet_worker(_: int) -> None:

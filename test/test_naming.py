@@ -1,0 +1,119 @@
+"""The branch for names that training did not use: what it learns, where it is asked, and what fitting it leaves alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from vl4ad_model import cli, registry
+from vl4ad_model.errors import TrainingError
+from vl4ad_model.network.checkpoint import read_tensors
+from vl4ad_model.network_words import classifier_for, random_rows
+from vl4ad_model.training import naming
+from vl4ad_model.training.config import DataSource, TrainingConfig
+from vl4ad_model.training.data import find_frames, hazard_names
+from vl4ad_model.training.words import Words
+from vl4ad_model.vocabulary import Vocabulary
+
+ROOT = Path(__file__).resolve().parents[1]
+FRAMES = ROOT / "test/data/evaluation/seen"
+
+
+def unit(rows: torch.Tensor) -> torch.Tensor:
+    return rows / rows.norm(dim=-1, keepdim=True)
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=3, deadline=None)
+def test_a_thing_is_named_that_was_never_named_before(seed):
+    """Things whose features follow from their meaning: 60 are taught, and 20 others get their own name out of 20."""
+    generator = torch.Generator().manual_seed(seed)
+    meanings = unit(torch.randn(80, 16, generator=generator))
+    things = torch.arange(80).repeat(30)
+    shown = meanings @ torch.randn(16, 24, generator=generator)
+    pooled = 5 + 3 * shown[things] + torch.randn(len(things), 24, generator=generator)
+    taught = things < 60
+    words = Words(meanings[:60], torch.zeros(1, 1, dtype=torch.int64), {}, torch.arange(60), {})
+    weight, bias = naming.fit(
+        naming.Answers(pooled[taught], things[taught], torch.ones(int(taught.sum()))), words, seed=seed, steps=200
+    )
+    embeddings = unit(pooled[~taught] @ weight.T + bias)
+    right = (embeddings @ meanings[60:].T).argmax(dim=-1) + 60 == things[~taught]
+    assert right.float().mean() > 0.6  # chance is 0.05
+
+
+def test_too_few_things_are_said_to_be_too_few():
+    few = naming.Answers(torch.zeros(3, 4), torch.zeros(3, dtype=torch.int64), torch.ones(3))
+    words = Words(torch.eye(4), torch.zeros(1, 1, dtype=torch.int64), {}, torch.arange(4), {})
+    with pytest.raises(TrainingError, match=r"only 3 things .* more crops"):
+        naming.fit(few, words)
+
+
+def test_words_of_the_training_are_judged_by_the_class_embedding_alone(network):
+    """So naming a hazard that was not trained changes nothing about the others, nor about the anomaly score without prompts."""
+    vocabulary = Vocabulary.cityscapes().with_hazards(["tyre|spare wheel", "sofa", "obstacle"])
+    words = classifier_for(network, vocabulary, random_rows(vocabulary, network.clip.embed_dim))
+    assert words.class_weight[: vocabulary.known_count].tolist() == [0.0] * 19
+    assert words.class_weight[19:].tolist() == [0.0, pytest.approx(network.config.beta), 0.0]
+    plain = Vocabulary.cityscapes()
+    assert not classifier_for(network, plain, random_rows(plain, network.clip.embed_dim)).needs_pooled
+
+
+@pytest.fixture
+def copied(tmp_path) -> Path:
+    folder = tmp_path / "model"
+    shutil.copytree(registry.MODELS["tiny"].folder, folder)
+    return folder
+
+
+def settings_file(tmp_path: Path, **changes) -> Path:
+    values = {
+        "model": "tiny", "data": [{"kind": "rendered", "folder": str(FRAMES)}], "crop": [384, 640], "scales": [0.8, 1.2],
+        "batch_size": 4, "workers": 0, "threads": 1, "seed": 5, **changes,
+    }  # fmt: skip
+    file = tmp_path / "training.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return file
+
+
+def test_fitting_names_changes_nothing_else_of_the_decoder(copied, tmp_path):
+    before = read_tensors(copied / "decoder.safetensors")
+    result = CliRunner().invoke(
+        cli.build_app(["train-names"]),
+        ["train-names", "--config", str(settings_file(tmp_path)), "--model", str(copied), "--crops", "32"],
+    )
+    assert result.exit_code == 0, result.output
+    assert f"{copied} can judge names" in result.stdout.replace("\n", "")
+    after = read_tensors(copied / "decoder.safetensors")
+    assert {key for key in after if not torch.equal(before[key], after[key])} == {
+        "mask_decoder.naming.weight", "mask_decoder.naming.bias"
+    }  # fmt: skip
+    _, config = registry.build_network(registry.locate(copied))
+    assert (config.classifier, config.alpha, config.beta, config.linear_naming) == ("ensemble", 0.0, 0.8, True)
+    shown = hazard_names(find_frames(DataSource("rendered", FRAMES)))
+    assert {"road", "obstacle", *shown} <= set(config.training_concepts) and "sofa" not in config.training_concepts
+
+
+def test_without_a_trained_model_one_line_says_so(tmp_path):
+    file = settings_file(tmp_path)
+    with pytest.raises(TrainingError, match=r"nowhere is no folder of a trained model"):
+        CliRunner().invoke(
+            cli.build_app(["train-names"]), ["train-names", "--config", str(file), "--model", str(tmp_path / "nowhere")],
+            catch_exceptions=False, standalone_mode=False,
+        )  # fmt: skip
+
+
+def test_a_decoder_trained_from_nothing_has_no_such_branch(tmp_path):
+    from vl4ad_model.training.trainer import Trainer
+
+    trainer = Trainer(TrainingConfig.from_yaml(settings_file(tmp_path)), tmp_path / "run")
+    trainer.save_model(tmp_path / "run/model")
+    network, config = registry.build_network(registry.locate(tmp_path / "run/model"))
+    assert not config.linear_naming and config.classifier == "in_vocabulary" and network.mask_decoder.naming is None

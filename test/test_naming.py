@@ -117,3 +117,12 @@ def test_a_decoder_trained_from_nothing_has_no_such_branch(tmp_path):
     trainer.save_model(tmp_path / "run/model")
     network, config = registry.build_network(registry.locate(tmp_path / "run/model"))
     assert not config.linear_naming and config.classifier == "in_vocabulary" and network.mask_decoder.naming is None
+
+
+def test_fine_tuning_forgets_no_word_that_was_trained_before(copied, tmp_path):
+    from vl4ad_model.training.trainer import Trainer
+
+    before = registry.build_network(registry.locate(copied))[1].training_concepts
+    settings = TrainingConfig.from_yaml(settings_file(tmp_path, model=str(copied), start_from_weights=True))
+    values = Trainer(settings, tmp_path / "run").config_values()
+    assert set(before) <= set(values["training_concepts"]) and values["linear_naming"]

@@ -444,7 +444,8 @@ class Trainer:
         values = json.loads(self.model_config.to_json())
         known = [concept for group in self.vocabulary.concept_groups[: self.vocabulary.known_count] for concept in group]
         hazards = [name for names in self._names.values() for name in names]
-        words = [*known, *hazards, *(GENERIC_NAMES if hazards else ())]
+        before = self.model_config.training_concepts if self.config.start_from_weights else ()
+        words = [*before, *known, *hazards, *(GENERIC_NAMES if hazards else ())]
         return {**values, "training_concepts": list(dict.fromkeys(words))}
 
     def save_checkpoint(self) -> None:

@@ -57,7 +57,7 @@ def test_too_few_things_are_said_to_be_too_few():
 
 
 def test_words_of_the_training_are_judged_by_the_class_embedding_alone(network):
-    """So naming a hazard that was not trained changes nothing about the others, nor about the anomaly score without prompts."""
+    """So without prompts, and with trained ones, the other branch has no say; one trained word is enough for a hazard."""
     vocabulary = Vocabulary.cityscapes().with_hazards(["tyre|spare wheel", "sofa", "obstacle"])
     words = classifier_for(network, vocabulary, random_rows(vocabulary, network.clip.embed_dim))
     assert words.class_weight[: vocabulary.known_count].tolist() == [0.0] * 19

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vl4ad_model import native_scoring
 from vl4ad_model.network.proposals import MaskProposals
-from vl4ad_model.scoring import Scorer, prepare_classifier
+from vl4ad_model.scoring import SCORINGS, Scorer, prepare_classifier
 from vl4ad_model.vocabulary import Vocabulary
 
 compiled = pytest.mark.skipif(
@@ -22,7 +22,7 @@ compiled = pytest.mark.skipif(
 )
 
 
-def make(queries, size, image, seed, spread, merge=True, hazards=("tyre|tire",), scale=2.0):
+def make(queries, size, image, seed, spread, merge=True, hazards=("tyre|tire",), scale=2.0, scoring="max"):
     g = torch.Generator().manual_seed(seed)
     vocabulary = Vocabulary.cityscapes().with_hazards(list(hazards))
     rows = torch.randn(sum(map(len, vocabulary.concept_groups)), 16, generator=g)
@@ -34,6 +34,7 @@ def make(queries, size, image, seed, spread, merge=True, hazards=("tyre|tire",),
         void=torch.randn(16, generator=g),
         in_logit_scale=scale,
         out_logit_scale=2.0,
+        scoring=scoring,
     )
     masks = torch.randn(1, queries, *size, generator=g) * spread
     proposals = MaskProposals(masks, torch.randn(1, queries, 16, generator=g), None, None, image, (4 * size[0], 4 * size[1]))
@@ -57,11 +58,11 @@ def assert_nothing_changed(proposals, classifier):
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 70), st.integers(1, 40), st.integers(1, 70), st.integers(0, 31), st.integers(0, 31),
-    st.sampled_from([0.0, 1.0, 30.0]), st.booleans(), st.integers(1, 3), st.integers(0, 2**31),
+    st.sampled_from([0.0, 1.0, 30.0]), st.booleans(), st.sampled_from(SCORINGS), st.integers(1, 3), st.integers(0, 2**31),
 )  # fmt: skip
-def test_compiled_scoring_equals_the_tiles(queries, h, w, cut_bottom, cut_right, spread, merge, threads, seed):
+def test_compiled_scoring_equals_the_tiles(queries, h, w, cut_bottom, cut_right, spread, merge, scoring, threads, seed):
     image = (max(1, 4 * h - cut_bottom), max(1, 4 * w - cut_right))
-    proposals, classifier = make(queries, (h, w), image, seed, spread, merge)
+    proposals, classifier = make(queries, (h, w), image, seed, spread, merge, scoring=scoring)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -80,10 +81,11 @@ def test_compiled_scoring_equals_the_tiles(queries, h, w, cut_bottom, cut_right,
 @compiled
 @pytest.mark.parametrize("merge", [True, False])
 @pytest.mark.parametrize("scale", [2.0, 60.0])
-def test_leaving_out_what_cannot_matter_changes_nothing(merge, scale):
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_leaving_out_what_cannot_matter_changes_nothing(merge, scale, scoring):
     """A street as a trained model sees it: confident masks side by side with soft edges, most classes nowhere near winning."""
     for seed in range(4):
-        proposals, classifier = make(40, (48, 80), (190, 318), seed, 1.0, merge, scale=scale)
+        proposals, classifier = make(40, (48, 80), (190, 318), seed, 1.0, merge, scale=scale, scoring=scoring)
         g = torch.Generator().manual_seed(seed)
         centre = torch.rand(40, 2, 1, 1, generator=g) * torch.tensor([48.0, 80.0])[:, None, None]
         y, x = torch.meshgrid(torch.arange(48.0), torch.arange(80.0), indexing="ij")
@@ -105,8 +107,9 @@ def test_a_class_that_wins_by_little_is_not_left_out():
 
 
 @compiled
-def test_a_nan_in_a_mask_is_not_hidden():
-    proposals, classifier = make(8, (8, 8), (32, 32), 0, 3.0)
+@pytest.mark.parametrize("scoring", SCORINGS)
+def test_a_nan_in_a_mask_is_not_hidden(scoring):
+    proposals, classifier = make(8, (8, 8), (32, 32), 0, 3.0, scoring=scoring)
     proposals.mask_logits[0, 3, 4, 4] = float("nan")
     assert Scorer().score(proposals, classifier)[0].anomaly.isnan().any()
 

@@ -53,6 +53,7 @@ def cases(draw):
         "extreme": draw(st.booleans()),
         "classifier": draw(st.sampled_from(scoring.CLASSIFIERS)),
         "merge": draw(st.booleans()),
+        "scoring": draw(st.sampled_from(scoring.SCORINGS)),
         "void": draw(st.booleans()),
         "some_empty": draw(st.booleans()),
         "seed": draw(st.integers(0, 2**31)),
@@ -115,7 +116,8 @@ def reference(case, proposals, rows, void, in_logit_scale, out_logit_scale, trai
         known_probabilities = probabilities(groups, group_names)[:, : len(vocabulary.superclasses)]
     else:
         known_probabilities = labels[:, :known]
-    return class_map, scoring_reference.anomaly_map(scores, known_probabilities)
+    anomaly = scoring_reference.normalized_anomaly_map if case["scoring"] == "normalized" else scoring_reference.anomaly_map
+    return class_map, anomaly(scores, known_probabilities)
 
 
 @settings(max_examples=150, deadline=None)
@@ -132,6 +134,7 @@ def test_the_fast_path_equals_the_equations(case):
         in_logit_scale=2.0,
         out_logit_scale=2.5,
         training_concepts=sorted(trained),
+        scoring=case["scoring"],
     )
     class_map, anomaly = reference(case, proposals, rows, void, 2.0, 2.5, trained)
     maps = Scorer().score(proposals, prepared, case["output"])[0]
@@ -144,7 +147,7 @@ def test_the_fast_path_equals_the_equations(case):
     assert torch.allclose(Scorer().class_map(proposals, prepared, case["output"]).double(), class_map, atol=tolerance, rtol=0)
 
 
-def simple(hazard_rows=None, *, merge=False, seed=0):
+def simple(hazard_rows=None, *, merge=False, scoring="max"):
     """Two queries that fill the left and right half, two known classes, one orthogonal direction each."""
     basis = torch.eye(DIMENSION)
     hazards = [] if hazard_rows is None else [1] * len(hazard_rows)
@@ -163,23 +166,48 @@ def simple(hazard_rows=None, *, merge=False, seed=0):
         void=None,
         in_logit_scale=float(np.log(30)),
         out_logit_scale=0.0,
+        scoring=scoring,
     )
     return Scorer().score(proposals, prepared)[0]
 
 
-def test_a_hazard_far_from_every_query_changes_next_to_nothing():
+@pytest.mark.parametrize("kind", scoring.SCORINGS)
+def test_a_hazard_far_from_every_query_changes_next_to_nothing(kind):
     far = torch.eye(DIMENSION)[9]
-    plain, with_hazard = simple(), simple([-0.5 * torch.eye(DIMENSION)[0] - 0.5 * torch.eye(DIMENSION)[1] + 0.7 * far])
+    hazard = -0.5 * torch.eye(DIMENSION)[0] - 0.5 * torch.eye(DIMENSION)[1] + 0.7 * far
+    plain, with_hazard = simple(scoring=kind), simple([hazard], scoring=kind)
     assert (plain.anomaly - with_hazard.anomaly).abs().max() < 1e-3
     assert torch.equal(plain.labels, with_hazard.labels)
 
 
-def test_a_hazard_that_is_what_a_query_sees_takes_its_pixels_and_raises_their_score():
-    plain = simple()
-    named = simple([0.8 * torch.eye(DIMENSION)[1] + 0.6 * torch.eye(DIMENSION)[5]])
+@pytest.mark.parametrize("kind", scoring.SCORINGS)
+def test_a_hazard_that_is_what_a_query_sees_takes_its_pixels_and_raises_their_score(kind):
+    plain = simple(scoring=kind)
+    named = simple([0.8 * torch.eye(DIMENSION)[1] + 0.6 * torch.eye(DIMENSION)[5]], scoring=kind)
     assert (plain.labels[:, 34:] == 1).all() and (named.labels[:, 34:] == 2).all()
-    assert (named.anomaly[:, 34:] > 0.9).all() and (plain.anomaly[:, 34:] < 0.1).all()
+    assert (named.anomaly[:, 34:] > 0.9).all() and (plain.anomaly[:, 34:] < 0.15).all()
     assert torch.allclose(named.anomaly[:, :30], plain.anomaly[:, :30], atol=1e-3)
+
+
+def test_the_normalized_score_is_dark_at_the_border_between_any_two_known_classes_and_bright_where_no_mask_is():
+    basis = torch.eye(DIMENSION)
+    # One mask fades where the other begins; the last columns belong to neither.
+    masks = torch.linspace(-6, 6, 32).expand(1, 1, 8, 32)
+    masks = torch.cat((torch.cat((-masks, masks), dim=1), torch.full((1, 2, 8, 8), -30.0)), dim=-1)
+    proposals = MaskProposals(masks, basis[None, :2], None, None, (32, 160), (32, 160))
+
+    def maps(kind):
+        prepared = prepare_classifier(
+            make_vocabulary([1, 1], [0, 1], []), basis[:2].numpy(), classifier="in_vocabulary", merge_classes=True, void=None,
+            in_logit_scale=float(np.log(30)), out_logit_scale=0.0, scoring=kind,
+        )  # fmt: skip
+        return Scorer().score(proposals, prepared)[0]
+
+    plain, normalized = maps("max"), maps("normalized")
+    border, nothing = slice(60, 68), slice(140, 160)
+    assert plain.anomaly[:, border].max() > 0.4 and normalized.anomaly[:, border].max() < 0.15
+    assert torch.allclose(normalized.anomaly[:, nothing], torch.tensor(1.0), atol=1e-6)
+    assert torch.equal(plain.labels, normalized.labels)
 
 
 def test_merging_removes_the_ridge_of_uncertainty_between_two_classes():
@@ -247,12 +275,14 @@ def test_the_score_is_not_clipped():
     assert torch.allclose(Scorer().score(proposals, prepared)[0].anomaly, torch.tensor(-2.0))
 
 
-def test_an_unknown_classifier_is_a_mistake_of_the_caller():
-    with pytest.raises(ValueError, match="in_vocabulary, out_of_vocabulary, ensemble"):
-        prepare_classifier(
-            make_vocabulary([1], [0], []), np.eye(1, DIMENSION, dtype=np.float32), classifier="best", merge_classes=True,
-            void=None, in_logit_scale=1.0, out_logit_scale=1.0,
-        )  # fmt: skip
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [({"classifier": "best"}, "in_vocabulary, out_of_vocabulary, ensemble"), ({"scoring": "best"}, "max, normalized")],
+)
+def test_an_unknown_classifier_or_score_is_a_mistake_of_the_caller(wrong, said):
+    right = {"classifier": "in_vocabulary", "merge_classes": True, "void": None, "in_logit_scale": 1.0, "out_logit_scale": 1.0}
+    with pytest.raises(ValueError, match=said):
+        prepare_classifier(make_vocabulary([1], [0], []), np.eye(1, DIMENSION, dtype=np.float32), **(right | wrong))
 
 
 @pytest.mark.gpu

@@ -11,7 +11,8 @@ from triton_interpreter import run_interpreted
 
 from vl4ad_model import triton_scoring
 
-# queries, masks' height and width, output size, classes, merged classes, type
+NORMALIZED = -1
+# queries, masks' height and width, output size, classes, merged classes (or the normalized score), type
 CASES = [
     (20, 6, 10, (24, 40), 5, 0, "float32"),
     (37, 4, 21, (13, 81), 21, 9, "float32"),
@@ -20,8 +21,11 @@ CASES = [
     (1, 1, 1, (4, 4), 1, 0, "float16"),
     (50, 2, 35, (6, 140), 60, 60, "float32"),
     (50, 6, 10, (24, 40), 21, 0, "float32"),
+    (40, 4, 21, (13, 81), 23, NORMALIZED, "float32"),
+    (16, 6, 10, (24, 40), 19, NORMALIZED, "float16"),
 ]
 LOW = 6  # the case whose masks are nearly empty: what is named there is decided by tiny numbers
+UNCLAIMED = 0.1
 
 
 def case(number: int, device: str):
@@ -29,7 +33,10 @@ def case(number: int, device: str):
     generator = torch.Generator().manual_seed(number)
     masks = (torch.randn(count, h, w, generator=generator) * 4 - 16 * (number == LOW)).to(getattr(torch, kind))
     labels_rows = torch.rand(classes, count, generator=generator)
-    anomaly_rows = torch.rand(merged, count, generator=generator) if merged else None
+    anomaly_rows = torch.rand(merged, count, generator=generator) if merged > 0 else None
+    if merged == NORMALIZED:
+        known = torch.rand(count, generator=generator)
+        anomaly_rows = torch.stack((known, 1 - known))
     moved = [None if each is None else each.to(device) for each in (masks, labels_rows, anomaly_rows)]
     return (*moved, max(1, classes - 1), size)
 
@@ -40,13 +47,15 @@ def expected(masks, labels_rows, anomaly_rows, known, size):
     scores = logits[0, :, : size[0], : size[1]].sigmoid()
     classes = torch.einsum("cn,nhw->chw", labels_rows.double(), scores)
     of_known = classes[:known] if anomaly_rows is None else torch.einsum("cn,nhw->chw", anomaly_rows.double(), scores)
-    return classes, 1 - of_known.amax(dim=0)
+    return classes, of_known
 
 
 def agrees(number: int, device: str, score) -> None:
     arguments = case(number, device)
-    labels, anomaly = score(*arguments)
-    classes, surprise = expected(*arguments)
+    normalized = CASES[number][5] == NORMALIZED
+    labels, anomaly = score(*arguments, unclaimed=UNCLAIMED if normalized else None)
+    classes, of_known = expected(*arguments)
+    surprise = 1 - of_known[0] / (of_known.sum(dim=0) + UNCLAIMED) if normalized else 1 - of_known.amax(dim=0)
     assert labels.dtype == torch.uint8 and anomaly.dtype == torch.float32 and labels.shape == anomaly.shape == arguments[-1]
     assert torch.allclose(anomaly.double(), surprise, atol=1e-4)
     # Where two classes are as likely, either is right.
@@ -59,7 +68,7 @@ import torch
 import test_triton_scoring as here
 from vl4ad_model import triton_scoring
 for number in range(len(here.CASES)):
-    here.agrees(number, "cpu", lambda *arguments: triton_scoring.launch(*arguments, 128, pairs=16))
+    here.agrees(number, "cpu", lambda *arguments, **score: triton_scoring.launch(*arguments, 128, pairs=16, **score))
 # The first of equally likely classes, as everywhere else.
 masks = torch.zeros((16, 2, 2))
 labels, anomaly = triton_scoring.launch(masks, torch.full((5, 16), 1 / 16), None, 5, (8, 8), 32, pairs=16)
@@ -91,8 +100,10 @@ def test_words_that_come_and_go_compile_nothing():
         for queries in (16, 17):
             masks, rows = torch.randn(queries, 8, 16, device="cuda"), torch.rand(classes, queries, device="cuda")
             _, anomaly = triton_scoring.score(masks, rows, None, classes, (32, 64))
-            _, surprise = expected(masks, rows, None, classes, (32, 64))
-            assert torch.allclose(anomaly.double(), surprise, atol=1e-4)
+            _, of_known = expected(masks, rows, None, classes, (32, 64))
+            assert torch.allclose(anomaly.double(), 1 - of_known.amax(dim=0), atol=1e-4)
+            if classes > 2:
+                triton_scoring.score(masks, rows[: classes - 2], rows[:2], 1, (32, 64), unclaimed=UNCLAIMED)
     assert len(compiled_kernels()) == before
     assert triton_scoring.score(masks, torch.rand(129, queries, device="cuda"), None, 129, (32, 64)) is None
 

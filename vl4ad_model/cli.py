@@ -110,6 +110,7 @@ def segment(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("vl4ad_out"),
     classifier: Annotated[str | None, typer.Option(help="in_vocabulary, out_of_vocabulary or ensemble.")] = None,
     merge: Annotated[bool, typer.Option(help="Score classes of one superclass as one.")] = True,
+    scoring: Annotated[str | None, typer.Option(help="Anomaly score: max or normalized; default: what suits the model.")] = None,
     network_size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Fit images into this size, multiples of 32, such as 512x1024.")
     ] = None,
@@ -149,6 +150,7 @@ def segment(
             vocabulary=words,
             classifier=classifier,
             merge_classes=merge,
+            scoring=scoring,
             offline=offline,
             progress=line,
         )

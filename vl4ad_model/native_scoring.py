@@ -65,7 +65,8 @@ def library() -> ctypes.CDLL | None:
         loaded.vl4ad_score.restype = ctypes.c_int
         loaded.vl4ad_block.restype = ctypes.c_int
         pointer, number = ctypes.c_void_p, ctypes.c_int
-        loaded.vl4ad_score.argtypes = [pointer, number, number, number, pointer, *[number] * 6, pointer, pointer, number, pointer]
+        sizes, outputs = [number] * 6, [pointer] * 2
+        loaded.vl4ad_score.argtypes = [pointer, *[number] * 3, pointer, *sizes, ctypes.c_float, *outputs, number, pointer]
         return loaded
     except (OSError, subprocess.SubprocessError, IndexError, AttributeError) as error:
         log.warning("scoring runs in PyTorch: %s could not compile it (%s)", compiler, str(error).splitlines()[0])
@@ -73,7 +74,13 @@ def library() -> ctypes.CDLL | None:
 
 
 def score(
-    masks: Tensor, labels_rows: Tensor, anomaly_rows: Tensor | None, known_count: int, output_size: tuple[int, int]
+    masks: Tensor,
+    labels_rows: Tensor,
+    anomaly_rows: Tensor | None,
+    known_count: int,
+    output_size: tuple[int, int],
+    *,
+    unclaimed: float | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """Label and anomaly map, or None where this library does not apply.
 
@@ -82,6 +89,8 @@ def score(
         labels_rows: (C, N) class probabilities of the queries for the labels, C <= 255.
         anomaly_rows: (G, N) of the known classes for the anomaly score; None = the first `known_count` of `labels_rows`.
         output_size: (height, width), at most (4 h, 4 w).
+        unclaimed: None = 1 - max; else `anomaly_rows` are (2, N), known and not known, for the normalized score with this much that
+            no mask claims.
 
     Returns:
         labels (height, width) uint8 and anomaly (height, width) float32.
@@ -103,6 +112,7 @@ def score(
     matrix[:, : combined.shape[0]] = combined.T
     first, last = (0, known_count) if anomaly_rows is None else (classes, combined.shape[0])
     masks = masks.contiguous()
+    weight = -1.0 if unclaimed is None else unclaimed
     labels = torch.empty((height, width), dtype=torch.uint8)
     anomaly = torch.empty((height, width), dtype=torch.float32)
 
@@ -110,7 +120,7 @@ def score(
 
     def work() -> int:
         return loaded.vl4ad_score(
-            masks.data_ptr(), count, h, w, matrix.data_ptr(), rows, classes, first, last, height, width,
+            masks.data_ptr(), count, h, w, matrix.data_ptr(), rows, classes, first, last, height, width, weight,
             labels.data_ptr(), anomaly.data_ptr(), _BAND_ROWS, ctypes.byref(next_band),
         )  # fmt: skip
 

@@ -20,6 +20,7 @@ def classifier_for(
     *,
     classifier: str | None = None,
     merge_classes: bool = True,
+    scoring: str | None = None,
     device: str = "cpu",
 ) -> TextClassifier:
     """Make a vocabulary ready for scoring what this network proposes.
@@ -28,6 +29,7 @@ def classifier_for(
         rows: (L, D) unit text embeddings of the concepts of `vocabulary.concept_groups`, one group after another.
         classifier: in_vocabulary, out_of_vocabulary or ensemble; None = what the checkpoint was made for.
         merge_classes: score classes of one superclass as one.
+        scoring: the anomaly score, max or normalized; None = what suits the checkpoint.
     """
     config = network.config
     return prepare_classifier(
@@ -41,6 +43,7 @@ def classifier_for(
         alpha=config.alpha,
         beta=config.beta,
         training_concepts=config.training_concepts,
+        scoring=scoring or config.scoring,
         device=device,
     )
 

@@ -1,4 +1,4 @@
-/* Masks to label and anomaly map in one pass: upsample by four, sigmoid, class combination, argmax and max, without ever holding
+/* Masks to label and anomaly map in one pass: upsample by four, sigmoid, class combination, argmax and score, without ever holding
  * N x H x W. The same equations as scoring.py's tiles, for the one case that real-time models use: network size out, float32, CPU.
  *
  * The four horizontal positions between two mask columns are handled as four planes, so that every inner loop runs over
@@ -85,10 +85,12 @@ static inline void extent(const float *a, const float *b, int first, int last, f
 
 #define FOR_LABEL (1 << 16)
 #define FOR_KNOWN (1 << 17)
+#define FOR_REST (1 << 18) /* normalized score only: what is not known; never left out */
 
 struct job {
     const float *masks, *matrix;
     int n, h, w, rows, label_rows, known_first, known_last, width;
+    float unclaimed; /* < 0: the score is 1 - max; else the normalized one, of a known row and one of the rest */
     uint8_t *labels;
     float *anomaly, *memory;
 };
@@ -102,7 +104,8 @@ struct choice {
 
 static inline int use_of(const struct job *job, int row)
 {
-    return (row < job->label_rows ? FOR_LABEL : 0) | (row >= job->known_first && row < job->known_last ? FOR_KNOWN : 0);
+    const int inside = row >= job->known_first && row < job->known_last;
+    return (row < job->label_rows ? FOR_LABEL : 0) | (!inside ? 0 : job->unclaimed >= 0 && row > job->known_first ? FOR_REST : FOR_KNOWN);
 }
 
 /* Choose for the pixels between mask rows above and below (offsets) and columns first..last. A class is left out whose score can
@@ -152,7 +155,7 @@ static void select_for(const struct job *job, size_t above, size_t below, int fi
     for (int row = 0; row < rows; row++) {
         int use = use_of(job, row);
         const float reach = upper[row] * 1.0001f; /* far more than rounding and LEFT_OUT can do */
-        use &= (reach >= best ? FOR_LABEL : 0) | (reach >= known ? FOR_KNOWN : 0);
+        use &= (reach >= best ? FOR_LABEL : 0) | (reach >= known ? FOR_KNOWN : 0) | FOR_REST;
         if (use)
             choice->rows[choice->row_count++] = row | use;
     }
@@ -179,7 +182,7 @@ static void gather_matrix(const struct job *job, struct choice *choice)
 }
 
 struct winner {
-    vf best[2], known[2];
+    vf best[2], known[2], rest[2];
     vi label[2];
 };
 
@@ -208,6 +211,8 @@ static inline __attribute__((always_inline)) void combine(const struct choice *c
             }
             if (use & FOR_KNOWN) /* written so that NaN is kept */
                 now->known[half] = choose(now->known[half] >= sum[r][half], now->known[half], sum[r][half]);
+            if (use & FOR_REST)
+                now->rest[half] = sum[r][half];
         }
     }
 }
@@ -324,7 +329,7 @@ static void score_rows(const struct job *job, int top, int bottom)
                         *(vf *)(s + (size_t)k * COLUMNS + half * LANES) = sigmoid(left + mix * (right - left));
                     }
                 }
-                struct winner now = {{splat(-1), splat(-1)}, {splat(-1), splat(-1)}, {{0}, {0}}};
+                struct winner now = {{splat(-1), splat(-1)}, {splat(-1), splat(-1)}, {{0}, {0}}, {{0}, {0}}};
                 const int wide = (choice->row_count + BLOCK - 1) / BLOCK * BLOCK;
                 for (int first = 0; first < wide;) {
                     if (wide - first >= 12) {
@@ -342,7 +347,9 @@ static void score_rows(const struct job *job, int top, int bottom)
                     }
                 }
                 for (int half = 0; half < 2; half++) {
-                    *(uvf *)(anomaly_planes + (size_t)phase * padded + x + half * LANES) = 1.0f - now.known[half];
+                    const vf rest = now.rest[half] + job->unclaimed;
+                    *(uvf *)(anomaly_planes + (size_t)phase * padded + x + half * LANES) =
+                        job->unclaimed < 0 ? 1.0f - now.known[half] : rest / (now.known[half] + rest);
                     memcpy(label_planes + (size_t)phase * padded + x + half * LANES, &now.label[half], sizeof(vi));
                 }
             }
@@ -365,13 +372,14 @@ static void score_rows(const struct job *job, int top, int bottom)
  * share the work, and one that the system does not let run holds up no other.
  *
  * masks: (n, h, w) logits. matrix: (n, rows) class probabilities, rows a multiple of BLOCK, zero-padded: columns 0..label_rows are the
- * classes among which the label is the first largest, known_first..known_last those of the anomaly score. labels, anomaly:
+ * classes among which the label is the first largest, known_first..known_last those of the anomaly score: 1 - max of them where
+ * unclaimed < 0, else two, known and rest, of which it is (rest + unclaimed) / (known + rest + unclaimed). labels, anomaly:
  * (height, width), height <= 4 h, width <= 4 w. Returns 0, or 1 when memory ran out.
  */
 int vl4ad_score(const float *masks, int n, int h, int w, const float *matrix, int rows, int label_rows, int known_first,
-                int known_last, int height, int width, uint8_t *labels, float *anomaly, int band_rows, int *next)
+                int known_last, int height, int width, float unclaimed, uint8_t *labels, float *anomaly, int band_rows, int *next)
 {
-    struct job job = {masks, matrix, n, h, w, rows, label_rows, known_first, known_last, width, labels, anomaly, NULL};
+    struct job job = {masks, matrix, n, h, w, rows, label_rows, known_first, known_last, width, unclaimed, labels, anomaly, NULL};
     if (posix_memalign((void **)&job.memory, 64, sizeof(float) * floats_needed(&job)))
         return 1;
     for (;;) {

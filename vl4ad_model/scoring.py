@@ -29,6 +29,9 @@ from vl4ad_model.vocabulary import Vocabulary
 log = logging.getLogger(__name__)
 
 CLASSIFIERS = ("in_vocabulary", "out_of_vocabulary", "ensemble")
+SCORINGS = ("max", "normalized")
+UNCLAIMED = 0.1
+"""What a pixel that no mask claims weighs in the normalized score: there it is 1, and 0 / 0 nowhere."""
 MAX_LOGIT_SCALE = 100.0
 # Cache-sized work: of 16, 32, 64 queries and 1 to 8 MB the fastest on an EPYC with 1 MB of L2 per core; the slowest took 1.5 times.
 _QUERIES_PER_TILE = 32
@@ -38,7 +41,7 @@ _MOST_HALVINGS = 6
 
 
 class ScoreMaps(NamedTuple):
-    """labels: uint8 (H, W), ids of known classes and hazards; anomaly: float32 (H, W), 1 - max p of the known, unclipped."""
+    """labels: uint8 (H, W), ids of known classes and hazards; anomaly: float32 (H, W), never clipped."""
 
     labels: Tensor
     anomaly: Tensor
@@ -65,6 +68,7 @@ class TextClassifier:
         class_weight, merged_weight: (K + Q,) and (G + Q,) weight of the out-of-vocabulary branch per class.
         void: (D,) unit row, or None.
         in_scale, out_scale: 1 / T of the two branches.
+        normalized: the anomaly score is what is not known of all that the masks claim; otherwise 1 - max p of the known.
     """
 
     rows: Tensor
@@ -77,6 +81,7 @@ class TextClassifier:
     void: Tensor | None
     in_scale: float
     out_scale: float
+    normalized: bool = False
 
     @cached_property
     def needs_pooled(self) -> bool:
@@ -110,6 +115,7 @@ def prepare_classifier(
     alpha: float = 0.4,
     beta: float = 0.8,
     training_concepts: Sequence[str] = (),
+    scoring: str = "max",
     device: str | torch.device = "cpu",
 ) -> TextClassifier:
     """Make a vocabulary ready for scoring.
@@ -122,9 +128,14 @@ def prepare_classifier(
         in_logit_scale, out_logit_scale: logarithms; T = 1 / min(exp(logit_scale), 100).
         alpha, beta: weight of the out-of-vocabulary branch in the ensemble for classes with and without a concept in
             `training_concepts` (FC-CLIP, section 3.4).
+        scoring: one of `SCORINGS`, the anomaly score: "max" is VL4AD's, 1 - max over the known classes of p_k; "normalized" is the
+            share of what the masks claim that belongs to no known class, sum_i s_i (1 - a_i) / sum_i s_i with a_i = sum of the
+            known c_ik.
     """
     if classifier not in CLASSIFIERS:
         raise ValueError(f"classifier must be one of {', '.join(CLASSIFIERS)}, not '{classifier}'")
+    if scoring not in SCORINGS:
+        raise ValueError(f"scoring must be one of {', '.join(SCORINGS)}, not '{scoring}'")
     spans, start = [], 0
     for concepts in vocabulary.concept_groups:
         spans.append(list(range(start, start + len(concepts))))
@@ -152,6 +163,7 @@ def prepare_classifier(
         void=None if void is None else F.normalize(void.detach().float().to(device), dim=-1),
         in_scale=min(float(np.exp(in_logit_scale)), MAX_LOGIT_SCALE),
         out_scale=min(float(np.exp(out_logit_scale)), MAX_LOGIT_SCALE),
+        normalized=scoring == "normalized",
     )
 
 
@@ -285,7 +297,8 @@ class Scorer:
         return result
 
     def _matrices(self, proposals: MaskProposals, classifier: TextClassifier) -> tuple[Tensor, Tensor | None]:
-        """(K + Q, N) for the labels and, where merging changes anything, (G, N) for the anomaly score."""
+        """(K + Q, N) for the labels and, where they differ, the rows for the anomaly score: (G, N) of the merged classes, or
+        (2, N) of known and not known for the normalized one."""
         with _this_thread_alone():
             return self._both_matrices(proposals, classifier)
 
@@ -295,9 +308,17 @@ class Scorer:
         valid = None if proposals.pooled_valid is None else proposals.pooled_valid[0]
         labels = query_class_probabilities(classifier, queries, pooled, valid).T
         if classifier.merged_rows is None:
-            return labels, None
-        merged = query_class_probabilities(classifier, queries, pooled, valid, merged=True).T
-        return labels, merged[: classifier.merged_known_count]
+            if not classifier.normalized:
+                return labels, None
+            merged = labels
+        else:
+            merged = query_class_probabilities(classifier, queries, pooled, valid, merged=True).T
+        of_known = merged[: classifier.merged_known_count]
+        if not classifier.normalized:
+            return labels, of_known
+        known = of_known.sum(dim=0)
+        # The rest is hazards and void; where the sum rounds to more than 1, nothing is left.
+        return labels, torch.stack((known, (1 - known).clamp_(min=0)))
 
     def _maps(
         self,
@@ -313,7 +334,8 @@ class Scorer:
         quarter = (4 * masks.shape[-2], 4 * masks.shape[-1]) == proposals.padded_size
         if self._fused and quarter and (height, width) == proposals.image_size:
             fused = triton_scoring.score if masks.is_cuda else native_scoring.score
-            done = fused(masks, labels_rows, anomaly_rows, classifier.known_count, (height, width))
+            unclaimed = UNCLAIMED if classifier.normalized else None
+            done = fused(masks, labels_rows, anomaly_rows, classifier.known_count, (height, width), unclaimed=unclaimed)
             if done is not None:
                 return ScoreMaps(*done)
         matrix = labels_rows if anomaly_rows is None else torch.cat((labels_rows, anomaly_rows))
@@ -323,7 +345,11 @@ class Scorer:
             bottom = top + rows.shape[1]
             labels[top:bottom] = _argmax(rows[:classes])
             known = rows[: classifier.known_count] if anomaly_rows is None else rows[classes:]
-            torch.sub(1.0, known.amax(dim=0), out=anomaly[top:bottom])
+            if classifier.normalized:
+                rest = known[1] + UNCLAIMED
+                torch.div(rest, known[0] + rest, out=anomaly[top:bottom])
+            else:
+                torch.sub(1.0, known.amax(dim=0), out=anomaly[top:bottom])
         return ScoreMaps(labels, anomaly)
 
     def _tiles(self, proposals: MaskProposals, matrix: Tensor, output_size: tuple[int, int]):

@@ -7,6 +7,7 @@ N queries, K known classes, Q hazards. Class k has alternative concepts L_k.
 - c_i = softmax over K + Q (+ void) of cos(i, .) / T.
 - p_k(h, w) = sum_i s_i(h, w) c_ik, without void.  label(h, w) = argmax over K + Q.
 - anomaly(h, w) = 1 - max over k <= K of p_k(h, w).
+- normalized anomaly(h, w) = (e + sum_i s_i(h, w) (1 - a_i)) / (e + sum_i s_i(h, w)), a_i = sum over k <= K of c_ik, e = 0.1.
 """
 
 from __future__ import annotations
@@ -61,3 +62,9 @@ def label_map(scores: Tensor, probabilities: Tensor) -> Tensor:
 def anomaly_map(scores: Tensor, known_probabilities: Tensor) -> Tensor:
     """(N, H, W) mask scores and (N, K) probabilities of the known (merged) classes to the (H, W) anomaly score."""
     return 1 - torch.einsum("nk,nhw->khw", known_probabilities, scores).max(dim=0).values
+
+
+def normalized_anomaly_map(scores: Tensor, known_probabilities: Tensor, unclaimed: float = 0.1) -> Tensor:
+    """(N, H, W) mask scores and (N, K) probabilities of the known (merged) classes to the (H, W) normalized anomaly score."""
+    known = torch.einsum("n,nhw->hw", known_probabilities.sum(dim=1), scores)
+    return 1 - known / (scores.sum(dim=0) + unclaimed)

@@ -30,9 +30,9 @@ class Segmentation:
 
     Attributes:
         labels: (H, W) uint8, ids of the vocabulary: known classes 0..K-1, hazards K..K+Q-1, 255 = void.
-        anomaly: (H, W) float32, higher = more surprising; about 0..1 but never clipped.
+        anomaly: (H, W) float32, higher = more surprising; about 0..1 but never clipped (the normalized score is inside).
         vocabulary: the words it was scored with.
-        vocabulary_version: counts changes of vocabulary, classifier and merging.
+        vocabulary_version: counts changes of vocabulary, classifier, merging and score.
         seconds: wall time of fitting the image, the network, scoring, and resizing the maps (on a GPU the network's time
             shows in scoring, which waits for it); of a batch, the whole batch's.
     """
@@ -51,6 +51,7 @@ class Words:
     vocabulary: Vocabulary
     classifier_name: str
     merge_classes: bool
+    scoring: str
     version: int
     classifier: TextClassifier
 
@@ -73,6 +74,7 @@ class Segmenter:
         notice: str = "",
         classifier: str | None = None,
         merge_classes: bool = True,
+        scoring: str | None = None,
     ) -> None:
         from vl4ad_model.scoring import Scorer
 
@@ -81,7 +83,10 @@ class Segmenter:
         self._scorer = Scorer()
         self._change = threading.Lock()
         self._run = threading.Lock()  # engines and the scorer keep buffers
-        self._words = self._prepare(vocabulary, classifier or network.config.classifier, merge_classes, version=1)
+        config = network.config
+        self._words = self._prepare(
+            vocabulary, classifier or config.classifier, merge_classes, scoring or config.scoring, version=1
+        )
 
     @classmethod
     def load(
@@ -95,6 +100,7 @@ class Segmenter:
         vocabulary: Vocabulary | str | Path | None = None,
         classifier: str | None = None,
         merge_classes: bool = True,
+        scoring: str | None = None,
         offline: bool = False,
         threads: int | None = None,
         background: bool = False,
@@ -112,6 +118,7 @@ class Segmenter:
             vocabulary: or a path to its YAML; None = Cityscapes.
             classifier: in_vocabulary, out_of_vocabulary or ensemble; None = what the checkpoint was made for.
             merge_classes: score classes of one superclass as one.
+            scoring: the anomaly score, max (VL4AD's) or normalized; None = what suits the checkpoint.
             offline: never download.
             threads: CPU threads of the network; None = the library's default.
             background: do not wait for an engine that must be compiled first; PyTorch serves meanwhile.
@@ -123,8 +130,7 @@ class Segmenter:
         from vl4ad_model import engines
 
         # Words and choices first: a mistake in them should not cost the time that a network takes to load.
-        if classifier is not None:
-            _check_classifier(classifier)
+        _check_choices(classifier, scoring)
         if not isinstance(vocabulary, Vocabulary):
             vocabulary = Vocabulary.cityscapes() if vocabulary is None else Vocabulary.from_yaml(vocabulary)
         engines.device_for(engine, device=device, precision=precision, network_size=network_size)
@@ -159,9 +165,11 @@ class Segmenter:
             background=background,
             progress=progress,
         )
-        words = {"classifier": classifier, "merge_classes": merge_classes}
         try:
-            return cls(network, running, text, vocabulary, model_name=files.name, notice=files.notice, **words)
+            return cls(
+                network, running, text, vocabulary, model_name=files.name, notice=files.notice,
+                classifier=classifier, merge_classes=merge_classes, scoring=scoring,
+            )  # fmt: skip
         except BaseException:
             running.close()
             raise
@@ -223,12 +231,12 @@ class Segmenter:
 
     @property
     def vocabulary_version(self) -> int:
-        """Grows by one with every change of vocabulary, classifier or merging."""
+        """Grows by one with every change of vocabulary, classifier, merging or score."""
         return self._words.version
 
     @property
     def words(self) -> Words:
-        """Vocabulary, version, classifier and merging as they are together at this moment."""
+        """Vocabulary, version, classifier, merging and score as they are together at this moment."""
         return self._words
 
     def check_words(self, vocabulary: Vocabulary, classifier: str | None = None) -> None:
@@ -237,8 +245,7 @@ class Segmenter:
         Raises:
             VocabularyError: the words cannot be used.
         """
-        if classifier is not None:
-            _check_classifier(classifier)
+        _check_choices(classifier, None)
         self._text.check([concept for group in vocabulary.concept_groups for concept in group])
 
     @property
@@ -255,6 +262,19 @@ class Segmenter:
         self.reconfigure(classifier=name)
 
     @property
+    def default_scoring(self) -> str:
+        """The anomaly score that suits the checkpoint."""
+        return self._network.config.scoring
+
+    @property
+    def scoring(self) -> str:
+        return self._words.scoring
+
+    @scoring.setter
+    def scoring(self, name: str) -> None:
+        self.reconfigure(scoring=name)
+
+    @property
     def merge_classes(self) -> bool:
         return self._words.merge_classes
 
@@ -268,6 +288,7 @@ class Segmenter:
         vocabulary: Vocabulary | None = None,
         classifier: str | None = None,
         merge_classes: bool | None = None,
+        scoring: str | None = None,
     ) -> int:
         """Change several things as one; what is None stays.
 
@@ -283,17 +304,20 @@ class Segmenter:
                 old.vocabulary if vocabulary is None else vocabulary,
                 old.classifier_name if classifier is None else classifier,
                 old.merge_classes if merge_classes is None else merge_classes,
+                old.scoring if scoring is None else scoring,
                 version=old.version + 1,
             )
             return self._words.version
 
-    def _prepare(self, vocabulary: Vocabulary, classifier: str, merge_classes: bool, *, version: int) -> Words:
+    def _prepare(self, vocabulary: Vocabulary, classifier: str, merge_classes: bool, scoring: str, *, version: int) -> Words:
         from vl4ad_model.network_words import classifier_for
 
-        _check_classifier(classifier)
+        _check_choices(classifier, scoring)
         rows = self._text.encode_concepts([concept for group in vocabulary.concept_groups for concept in group])
-        prepared = classifier_for(self._network, vocabulary, rows, classifier=classifier, merge_classes=merge_classes, device="cpu")
-        return Words(vocabulary, classifier, merge_classes, version, prepared)
+        prepared = classifier_for(
+            self._network, vocabulary, rows, classifier=classifier, merge_classes=merge_classes, scoring=scoring, device="cpu"
+        )
+        return Words(vocabulary, classifier, merge_classes, scoring, version, prepared)
 
     # --- images ---------------------------------------------------------------------------------------------------------
 
@@ -336,14 +360,16 @@ class Segmenter:
 
         Args:
             rgb: (H, W, 3) uint8 RGB.
-            vocabularies: each is used with the present classifier and merging; the segmenter's own words stay as they are.
+            vocabularies: each is used with the present classifier, merging and score; the segmenter's own words stay as they are.
 
         Raises:
             ImageError: not an image of that kind.
             VocabularyError: words that cannot be used.
         """
         rgb, now = check_rgb(rgb), self._words
-        words = [self._prepare(each, now.classifier_name, now.merge_classes, version=now.version) for each in vocabularies]
+        words = [
+            self._prepare(each, now.classifier_name, now.merge_classes, now.scoring, version=now.version) for each in vocabularies
+        ]
         with self._run:
             return [alike[0] for alike in self._segment_alike([rgb], rgb.shape[:2], words, "input")]
 
@@ -416,11 +442,13 @@ class Segmenter:
         self._engine.close()
 
 
-def _check_classifier(name: str) -> None:
-    from vl4ad_model.scoring import CLASSIFIERS
+def _check_choices(classifier: str | None, scoring: str | None) -> None:
+    """Names as a person gave them; None is always right."""
+    from vl4ad_model.scoring import CLASSIFIERS, SCORINGS
 
-    if name not in CLASSIFIERS:
-        raise VocabularyError(f"classifier '{name}' is unknown: use {', '.join(CLASSIFIERS)}")
+    for what, name, known in (("classifier", classifier, CLASSIFIERS), ("scoring", scoring, SCORINGS)):
+        if name is not None and name not in known:
+            raise VocabularyError(f"{what} '{name}' is unknown: use {', '.join(known)}")
 
 
 def _checked_size(size: object) -> tuple[int, int]:

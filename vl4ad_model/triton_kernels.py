@@ -5,7 +5,7 @@ import triton.language as tl
 
 # Triton compiles again for a number or an address that is, or is not, a multiple of 16. Where the words end changes with every
 # prompt, where the masks of an image begin with its place in the batch, and no image may wait for a compiler.
-_CHANGING = ("masks", "count", "h", "w", "height", "width", "classes", "first_known", "last_known")
+_CHANGING = ("masks", "count", "h", "w", "height", "width", "classes", "first_known", "last_known", "unclaimed")
 
 
 @triton.jit
@@ -24,12 +24,13 @@ def _add(total, logits, high, low):
 
 @triton.jit(do_not_specialize=_CHANGING)
 def score_maps(
-    masks, matrix, labels, anomaly, count, h, w, height, width, classes, first_known, last_known,
+    masks, matrix, labels, anomaly, count, h, w, height, width, classes, first_known, last_known, unclaimed,
     ROWS: tl.constexpr, PAIRS: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
     """PAIRS pairs of pixels in one row of the maps, which are four times as large as the masks.
 
-    masks (count, h, w); matrix (queries, ROWS) float32, zero where there is no query or no row.
+    masks (count, h, w); matrix (queries, ROWS) float32, zero where there is no query or no row. unclaimed < 0: 1 - max of rows
+    first_known..last_known; else the normalized score of two rows, what is known and what is not.
     """
     across = tl.cdiv(width, 2 * PAIRS)
     y = tl.program_id(0) // across
@@ -73,10 +74,18 @@ def score_maps(
         tl.argmax(tl.where(labelled, first, lowest), axis=1), tl.argmax(tl.where(labelled, second, lowest), axis=1)
     )
     best = tl.interleave(tl.max(tl.where(known, first, lowest), axis=1), tl.max(tl.where(known, second, lowest), axis=1))
+    best *= 1.0 / (8192.0 * 8192.0)
+    is_known = (rows == first_known)[None, :]
+    is_rest = (rows == first_known + 1)[None, :]
+    claimed = tl.interleave(tl.sum(tl.where(is_known, first, 0.0), axis=1), tl.sum(tl.where(is_known, second, 0.0), axis=1))
+    rest = tl.interleave(tl.sum(tl.where(is_rest, first, 0.0), axis=1), tl.sum(tl.where(is_rest, second, 0.0), axis=1))
+    rest = rest * (1.0 / (8192.0 * 8192.0)) + unclaimed
+    claimed = claimed * (1.0 / (8192.0 * 8192.0)) + rest
+    surprise = tl.where(unclaimed < 0, 1.0 - best, rest / claimed)
     x = 2 * start + tl.arange(0, 2 * PAIRS)
     place = y.to(tl.int64) * width + x
     tl.store(labels + place, label.to(tl.uint8), mask=x < width)
-    tl.store(anomaly + place, 1.0 - best * (1.0 / (8192.0 * 8192.0)), mask=x < width)
+    tl.store(anomaly + place, surprise, mask=x < width)
 
 
 _SIZES = ("length", "h0", "w0", "h1", "w1", "h2", "w2", "h3", "w3")

@@ -48,7 +48,13 @@ def kernels() -> Any:
 
 
 def score(
-    masks: Tensor, labels_rows: Tensor, anomaly_rows: Tensor | None, known_count: int, output_size: tuple[int, int]
+    masks: Tensor,
+    labels_rows: Tensor,
+    anomaly_rows: Tensor | None,
+    known_count: int,
+    output_size: tuple[int, int],
+    *,
+    unclaimed: float | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """Label and anomaly map, or None where the kernel does not apply or is not compiled yet.
 
@@ -57,6 +63,8 @@ def score(
         labels_rows: (C, N) class probabilities of the queries for the labels.
         anomaly_rows: (G, N) of the known classes for the anomaly score; None = the first `known_count` of `labels_rows`.
         output_size: (height, width), at most (4 h, 4 w).
+        unclaimed: None = 1 - max; else `anomaly_rows` are (2, N), known and not known, for the normalized score with this much that
+            no mask claims.
 
     Returns:
         labels (height, width) uint8 and anomaly (height, width) float32, on the masks' device.
@@ -69,7 +77,7 @@ def score(
     rows = next((rows for rows in _ROWS if rows >= used), None)
     if rows is None or not usable(masks.device, masks.dtype, rows):
         return None
-    return launch(masks, labels_rows, anomaly_rows, known_count, output_size, rows)
+    return launch(masks, labels_rows, anomaly_rows, known_count, output_size, rows, unclaimed=unclaimed)
 
 
 def launch(
@@ -80,6 +88,7 @@ def launch(
     output_size: tuple[int, int],
     rows: int,
     *,
+    unclaimed: float | None = None,
     pairs: int = _PAIRS,
 ) -> tuple[Tensor, Tensor]:
     """`score` without asking whether it can be done.
@@ -99,13 +108,14 @@ def launch(
     if anomaly_rows is not None:
         first, last = classes, classes + anomaly_rows.shape[0]
         matrix[:count, first:last] = anomaly_rows.T
+    weight = -1.0 if unclaimed is None else unclaimed
     labels = torch.empty((height, width), dtype=torch.uint8, device=masks.device)
     anomaly = torch.empty((height, width), dtype=torch.float32, device=masks.device)
     grid = (height * -(-width // (2 * pairs)),)
     # Triton launches on the current device, wherever the tensors are.
     with torch.cuda.device(masks.device) if masks.is_cuda else contextlib.nullcontext():
         kernels().score_maps[grid](
-            masks.contiguous(), matrix, labels, anomaly, count, h, w, height, width, classes, first, last,
+            masks.contiguous(), matrix, labels, anomaly, count, h, w, height, width, classes, first, last, weight,
             ROWS=rows, PAIRS=pairs, QUERIES=_QUERIES, num_warps=_WARPS, num_stages=_STAGES,
         )  # fmt: skip
     return labels, anomaly

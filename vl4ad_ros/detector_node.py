@@ -192,6 +192,7 @@ class DetectorNode(LifecycleNode):
                     vocabulary=vocabulary,
                     classifier=settings.classifier_or_none,
                     merge_classes=settings.merge_classes,
+                    scoring=settings.scoring_or_none,
                     background=True,
                     progress=self._build_progress,
                 )
@@ -433,6 +434,7 @@ class DetectorNode(LifecycleNode):
                 vocabulary=vocabulary or settings.build_vocabulary(),
                 classifier=settings.classifier_or_none or segmenter.default_classifier,
                 merge_classes=settings.merge_classes,
+                scoring=settings.scoring_or_none or segmenter.default_scoring,
             )
             self._words_in_use = True
             hazards = ", ".join(f"'{hazard.prompt}'" for hazard in segmenter.vocabulary.hazards) or "none"
@@ -522,6 +524,7 @@ class DetectorNode(LifecycleNode):
                 "hazards": ", ".join(hazard.prompt for hazard in words.vocabulary.hazards),
                 "classifier": words.classifier_name,
                 "classes merged": words.merge_classes,
+                "scoring": words.scoring,
             }
         elif self.load_problem and level == DiagnosticStatus.OK:
             level, message = DiagnosticStatus.ERROR, self.load_problem

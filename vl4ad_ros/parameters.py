@@ -52,8 +52,9 @@ class ParameterSpec:
         return not self.read_only
 
 
-AUTOMATIC_CLASSIFIER = "auto"
-CLASSIFIERS = (AUTOMATIC_CLASSIFIER, "in_vocabulary", "out_of_vocabulary", "ensemble")
+AUTOMATIC = "auto"
+CLASSIFIERS = (AUTOMATIC, "in_vocabulary", "out_of_vocabulary", "ensemble")
+SCORINGS = (AUTOMATIC, "max", "normalized")
 
 SPECS: tuple[ParameterSpec, ...] = (
     ParameterSpec(
@@ -66,9 +67,16 @@ SPECS: tuple[ParameterSpec, ...] = (
     ParameterSpec("merge_classes", True, "Score the known classes of one superclass as one; labels stay apart."),
     ParameterSpec(
         "classifier",
-        AUTOMATIC_CLASSIFIER,
+        AUTOMATIC,
         "Which branch classifies masks; auto = what the model was made for.",
         choices=CLASSIFIERS,
+    ),
+    ParameterSpec(
+        "scoring",
+        AUTOMATIC,
+        "Anomaly score: max is VL4AD's, 1 - the largest p of a known class; normalized is the share of what the masks claim that "
+        "no known class gets; auto = what suits the model.",
+        choices=SCORINGS,
     ),
     ParameterSpec("anomaly_threshold", 0.5, "anomaly_mask is 255 where the score is above this.", minimum=-1e3, maximum=1e3),
     ParameterSpec(
@@ -120,6 +128,7 @@ class Settings:
     vocabulary_file: str
     merge_classes: bool
     classifier: str
+    scoring: str
     anomaly_threshold: float
     publish_resolution: str
     max_rate: float
@@ -135,12 +144,16 @@ class Settings:
 
     def same_words(self, other: Settings) -> bool:
         """Whether scoring is the same."""
-        words = ("hazard_prompts", "vocabulary_file", "merge_classes", "classifier")
+        words = ("hazard_prompts", "vocabulary_file", "merge_classes", "classifier", "scoring")
         return all(getattr(self, name) == getattr(other, name) for name in words)
 
     @property
     def classifier_or_none(self) -> str | None:
-        return None if self.classifier == AUTOMATIC_CLASSIFIER else self.classifier
+        return None if self.classifier == AUTOMATIC else self.classifier
+
+    @property
+    def scoring_or_none(self) -> str | None:
+        return None if self.scoring == AUTOMATIC else self.scoring
 
     def build_vocabulary(self) -> Vocabulary:
         """The known classes and hazards of the file, then the hazards of `hazard_prompts`.

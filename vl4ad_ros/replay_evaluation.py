@@ -264,7 +264,8 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
         )
         client.wait_until_connected()
         status = client.wait_until_built(say=lambda text: print(text, file=sys.stderr))
-        asked = {name: client.get_parameter(name) for name in ("model", "engine", "hazard_prompts", "merge_classes", "classifier")}
+        names = ("model", "engine", "hazard_prompts", "merge_classes", "classifier", "scoring")
+        asked = {name: client.get_parameter(name) for name in names}
         vocabulary = _class_names(client.get_parameter("vocabulary_file"))
         source = replace(source, class_count=len(vocabulary))
         print(f"playing {options.bag}", file=sys.stderr)

@@ -37,6 +37,7 @@ Hazards = Annotated[
 ]
 VocabularyFile = Annotated[Path | None, typer.Option(help="YAML file with the known classes.")]
 Classifier = Annotated[str | None, typer.Option(help="in_vocabulary, out_of_vocabulary or ensemble.")]
+Scoring = Annotated[str | None, typer.Option(help="Anomaly score: max or normalized; default: what suits the model.")]
 Merge = Annotated[bool, typer.Option(help="Score classes of one superclass as one.")]
 Engine = Annotated[str, typer.Option(help="auto, torch, onnx, openvino or tensorrt.")]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -98,6 +99,7 @@ class ModelOptions:
     vocabulary: VocabularyFile = None
     classifier: Classifier = None
     merge: Merge = True
+    scoring: Scoring = None
     engine: Engine = "auto"
     device: Device = "auto"
     precision: Precision = "fp32"
@@ -114,6 +116,7 @@ class ModelOptions:
             vocabulary=str(self.vocabulary) if self.vocabulary else None,
             classifier=self.classifier,
             merge_classes=self.merge,
+            scoring=self.scoring,
             engine=self.engine,
             device=self.device,
             precision=self.precision,

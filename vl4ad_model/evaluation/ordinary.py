@@ -145,6 +145,7 @@ def parameters_yaml(result: Calibration, model: ModelSettings, kind: str, alarm_
         "hazard_prompts": list(model.hazards) or "",
         "vocabulary_file": str(Path(model.vocabulary).resolve()) if model.vocabulary else "",
         "classifier": model.classifier or "auto",
+        "scoring": model.scoring or "auto",
         # Scores change with these, too; [0, 0] is the model's own size.
         "network_size": list(model.network_size or (0, 0)),
         "precision": model.precision,

@@ -38,6 +38,7 @@ class ModelSettings:
     vocabulary: str | None = None
     classifier: str | None = None
     merge_classes: bool = True
+    scoring: str | None = None
     engine: str = "auto"
     device: str = "auto"
     precision: str = "fp32"

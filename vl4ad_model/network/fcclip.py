@@ -41,6 +41,7 @@ class FCCLIPConfig:
         classifier: what the checkpoint was made for: in_vocabulary, out_of_vocabulary or ensemble.
         alpha, beta: weight of the out-of-vocabulary branch for names seen and unseen in training.
         training_concepts: the words the decoder was trained with; decides between alpha and beta.
+        scoring: the anomaly score that suits the checkpoint, "max" or "normalized" (see `prepare_classifier`).
         network_size: (height, width) the model works at by default; None = the image's own size.
         resize_masks: where output and network size differ, resize the masks before they are combined (as FC-CLIP does); False
             resizes the finished maps, at a fraction of the cost.
@@ -72,6 +73,7 @@ class FCCLIPConfig:
     alpha: float = 0.4
     beta: float = 0.8
     training_concepts: tuple[str, ...] = ()
+    scoring: str = "max"
     network_size: tuple[int, int] | None = None
     resize_masks: bool = True
 

@@ -157,6 +157,8 @@ def segment(
     Console(stderr=True).print(
         f"{segmenter.notice} [dim]({segmenter.engine_name}: {segmenter.engine_reason})[/dim]", highlight=False, soft_wrap=True
     )
+    if also := segmenter.words.related:
+        print(f"not among the words of {segmenter.model_name}'s training: {also}")
     numbers = []
     for path, rgb in pictures:
         result = segmenter.segment(rgb)

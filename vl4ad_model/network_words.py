@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vl4ad_model.scoring import TextClassifier, prepare_classifier
+from vl4ad_model.scoring import RelatedWord, TextClassifier, prepare_classifier
 from vl4ad_model.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -44,8 +44,45 @@ def classifier_for(
         beta=config.beta,
         training_concepts=config.training_concepts,
         scoring=scoring or config.scoring,
+        related=related_words(network, vocabulary, rows),
         device=device,
     )
+
+
+def related_words(network: FCCLIP, vocabulary: Vocabulary, rows: np.ndarray) -> list[RelatedWord]:
+    """Trained words that words without training are also read as, where the checkpoint asks for it (`FCCLIPConfig.related_words`).
+
+    A class or hazard that has a trained word gets none. One that has none gets, for each of its words, the trained word nearest to
+    it in meaning, if the two are near enough and no other hazard has that one. Words of the known classes are left out: "road
+    closure" is nearest to "road", and is meant to be none.
+
+    Args:
+        rows: (L, D) unit text embeddings of the concepts of `vocabulary.concept_groups`, one group after another.
+    """
+    config = network.config
+    if not config.related_words:
+        return []
+    trained = [concept.casefold() for concept in config.training_concepts]
+    groups = vocabulary.concept_groups
+    taken = {concept.casefold() for group in groups for concept in group}
+    known = {concept.casefold() for group in groups[: vocabulary.known_count] for concept in group}
+    left_out = np.array([concept in known for concept in trained])
+    words_of_training = set(trained)
+    of_trained = network.training_rows.float().cpu().numpy()
+    found: list[RelatedWord] = []
+    place = 0
+    for owner, group in enumerate(groups):
+        of_group = rows[place : place + len(group)]
+        place += len(group)
+        if any(concept.casefold() in words_of_training for concept in group):
+            continue
+        for concept, row in zip(group, of_group, strict=True):
+            likeness = np.where(left_out, -1.0, of_trained @ row)
+            nearest = int(likeness.argmax())
+            if likeness[nearest] > config.related_words and trained[nearest] not in taken:
+                taken.add(trained[nearest])
+                found.append(RelatedWord(owner, concept, config.training_concepts[nearest], of_trained[nearest]))
+    return found
 
 
 def street_vocabulary(hazards: int) -> Vocabulary:

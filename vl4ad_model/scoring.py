@@ -56,6 +56,18 @@ class ScoreMaps(NamedTuple):
         return pinned[0].numpy(), pinned[1].numpy()
 
 
+class RelatedWord(NamedTuple):
+    """A trained word that stands in for one that training did not use.
+
+    owner: index of the word's group in `Vocabulary.concept_groups`. row: (D,) unit text embedding of `trained`.
+    """
+
+    owner: int
+    word: str
+    trained: str
+    row: np.ndarray
+
+
 @dataclass(frozen=True)
 class TextClassifier:
     """A vocabulary ready for scoring: unit rows of all concepts and who owns them.
@@ -69,6 +81,7 @@ class TextClassifier:
         void: (D,) unit row, or None.
         in_scale, out_scale: 1 / T of the two branches.
         normalized: the anomaly score is what is not known of all that the masks claim; otherwise 1 - max p of the known.
+        related: (word, trained word that it is also read as) of the rows that were added.
     """
 
     rows: Tensor
@@ -82,6 +95,7 @@ class TextClassifier:
     in_scale: float
     out_scale: float
     normalized: bool = False
+    related: tuple[tuple[str, str], ...] = ()
 
     @cached_property
     def needs_pooled(self) -> bool:
@@ -116,6 +130,7 @@ def prepare_classifier(
     beta: float = 0.8,
     training_concepts: Sequence[str] = (),
     scoring: str = "max",
+    related: Sequence[RelatedWord] = (),
     device: str | torch.device = "cpu",
 ) -> TextClassifier:
     """Make a vocabulary ready for scoring.
@@ -131,6 +146,7 @@ def prepare_classifier(
         scoring: one of `SCORINGS`, the anomaly score: "max" is VL4AD's, 1 - max over the known classes of p_k; "normalized" is the
             share of what the masks claim that belongs to no known class, sum_i s_i (1 - a_i) / sum_i s_i with a_i = sum of the
             known c_ik.
+        related: further concepts of the groups; they have no say in which weight a class gets.
     """
     if classifier not in CLASSIFIERS:
         raise ValueError(f"classifier must be one of {', '.join(CLASSIFIERS)}, not '{classifier}'")
@@ -140,6 +156,9 @@ def prepare_classifier(
     for concepts in vocabulary.concept_groups:
         spans.append(list(range(start, start + len(concepts))))
         start += len(concepts)
+    for place, word in enumerate(related):
+        spans[word.owner].append(start + place)
+    rows = np.concatenate([rows, *(word.row[None] for word in related)])
     known, hazards = spans[: vocabulary.known_count], spans[vocabulary.known_count :]
     trained = {concept.casefold() for concept in training_concepts}
     flat = [concept.casefold() for concepts in vocabulary.concept_groups for concept in concepts]
@@ -147,7 +166,7 @@ def prepare_classifier(
     def weights(groups: list[list[int]]) -> Tensor:
         if classifier != "ensemble":
             return torch.full((len(groups),), float(classifier == "out_of_vocabulary"), device=device)
-        seen = [any(flat[row] in trained for row in group) for group in groups]
+        seen = [any(flat[row] in trained for row in group if row < len(flat)) for group in groups]
         return torch.tensor([alpha if s else beta for s in seen], device=device)
 
     merged = [sum((known[i] for i in ids), []) for _, ids in vocabulary.superclasses] if merge_classes else []
@@ -164,6 +183,7 @@ def prepare_classifier(
         in_scale=min(float(np.exp(in_logit_scale)), MAX_LOGIT_SCALE),
         out_scale=min(float(np.exp(out_logit_scale)), MAX_LOGIT_SCALE),
         normalized=scoring == "normalized",
+        related=tuple((word.word, word.trained) for word in related),
     )
 
 

@@ -55,6 +55,11 @@ class Words:
     version: int
     classifier: TextClassifier
 
+    @property
+    def related(self) -> str:
+        """Words that training did not use and what they are also read as; empty where there are none."""
+        return ", ".join(f"'{word}' (read as '{trained}', too)" for word, trained in self.classifier.related)
+
 
 class Segmenter:
     """A model, an engine and a vocabulary. Make one with `Segmenter.load`.

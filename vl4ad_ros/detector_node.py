@@ -438,7 +438,11 @@ class DetectorNode(LifecycleNode):
             )
             self._words_in_use = True
             hazards = ", ".join(f"'{hazard.prompt}'" for hazard in segmenter.vocabulary.hazards) or "none"
-            self.get_logger().info(f"vocabulary version {version}: {segmenter.vocabulary.name}, hazards: {hazards:.500}")
+            also = segmenter.words.related
+            self.get_logger().info(
+                f"vocabulary version {version}: {segmenter.vocabulary.name}, hazards: {hazards:.500}"
+                + (f"; not among the words of {segmenter.model_name}'s training: {also:.500}" if also else "")
+            )
             worker.poke()
 
         words.submit(change)
@@ -522,6 +526,7 @@ class DetectorNode(LifecycleNode):
                 "vocabulary": words.vocabulary.name,
                 "vocabulary version": words.version,
                 "hazards": ", ".join(hazard.prompt for hazard in words.vocabulary.hazards),
+                "words read as": words.related,
                 "classifier": words.classifier_name,
                 "classes merged": words.merge_classes,
                 "scoring": words.scoring,

@@ -41,6 +41,8 @@ class FCCLIPConfig:
         classifier: what the checkpoint was made for: in_vocabulary, out_of_vocabulary or ensemble.
         alpha, beta: weight of the out-of-vocabulary branch for names seen and unseen in training.
         training_concepts: the words the decoder was trained with; decides between alpha and beta.
+        related_words: cosine from which a word that training did not use is also read as the nearest trained one; 0 = never.
+            Above 0, the network has `training_rows`, the text embeddings of `training_concepts`.
         scoring: the anomaly score that suits the checkpoint, "max" or "normalized" (see `prepare_classifier`).
         network_size: (height, width) the model works at by default; None = the image's own size.
         resize_masks: where output and network size differ, resize the masks before they are combined (as FC-CLIP does); False
@@ -73,6 +75,7 @@ class FCCLIPConfig:
     alpha: float = 0.4
     beta: float = 0.8
     training_concepts: tuple[str, ...] = ()
+    related_words: float = 0.0
     scoring: str = "max"
     network_size: tuple[int, int] | None = None
     resize_masks: bool = True
@@ -103,6 +106,7 @@ class FCCLIP(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    training_rows: Tensor
 
     def __init__(self, config: FCCLIPConfig) -> None:
         super().__init__()
@@ -134,6 +138,8 @@ class FCCLIP(nn.Module):
             linear_naming=config.linear_naming,
         )
         self.void_embedding = nn.Embedding(1, self.clip.embed_dim)
+        if config.related_words:
+            self.register_buffer("training_rows", torch.zeros(len(config.training_concepts), self.clip.embed_dim))
         self.register_buffer("pixel_mean", torch.tensor(config.pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(config.pixel_std).view(3, 1, 1), persistent=False)
 

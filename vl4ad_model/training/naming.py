@@ -30,6 +30,7 @@ DROPOUT, WEIGHT_DECAY = 0.1, 0.05
 SCALE = 25.0  # of the cosines while fitting
 # Words of the training are judged by the class embedding alone, others mostly by the linear map.
 ENSEMBLE: dict[str, Any] = {"classifier": "ensemble", "alpha": 0.0, "beta": 0.8}
+RELATED = 0.5  # cosine from which such a word is read as the nearest trained one, too
 FEWEST = 200  # answers that a fit needs
 
 

@@ -211,6 +211,8 @@ class Trainer:
         new = dataclasses.replace(had, refined=had.refined or config.refined, extra_blocks=tuple(blocks), decoder_layers=layers)
         if had.linear_naming and not config.start_from_weights:
             new = dataclasses.replace(new, linear_naming=False, classifier="in_vocabulary")  # it names another decoder's features
+        if not config.start_from_weights:
+            new = dataclasses.replace(new, related_words=0.0)  # its words are not this run's
         return new
 
     def _load_words(self) -> None:
@@ -316,7 +318,10 @@ class Trainer:
         decoder.naming = nn.Linear(weight.shape[1], weight.shape[0])
         decoder.naming.load_state_dict({"weight": weight, "bias": bias})
         decoder.to(self.device)
-        self.model_config = dataclasses.replace(self.model_config, linear_naming=True, **naming.ENSEMBLE)
+        self.network.register_buffer("training_rows", self._training_rows())
+        self.model_config = dataclasses.replace(
+            self.model_config, linear_naming=True, related_words=naming.RELATED, **naming.ENSEMBLE
+        )
         return len(found.things)
 
     def _all_stop(self, enough: bool) -> bool:
@@ -429,6 +434,8 @@ class Trainer:
         content = json.dumps(self.config_values(), indent=1) + "\n"
         write_bytes(folder / "config.json", content.encode())
         state = dict(self._averaged.state_dict())
+        if self.model_config.related_words:
+            state["training_rows"] = self._training_rows()
         state[LOGIT_SCALE] = (state[LOGIT_SCALE] + math.log(sharpened)).clamp(max=math.log(MAX_LOGIT_SCALE))
         weights_files.write_safetensors(state, folder / "decoder.safetensors", half=True)
         kept = folder / "clip.safetensors"
@@ -441,12 +448,17 @@ class Trainer:
 
     def config_values(self) -> dict[str, Any]:
         """config.json of the trained model: its own configuration, and the words it was trained with."""
-        values = json.loads(self.model_config.to_json())
+        return {**json.loads(self.model_config.to_json()), "training_concepts": self._training_words()}
+
+    def _training_rows(self) -> Tensor:
+        """(L, D) float32 unit text embeddings of the words of the training, in the order of config.json."""
+        return torch.from_numpy(self.text.encode_concepts(self._training_words()))
+
+    def _training_words(self) -> list[str]:
         known = [concept for group in self.vocabulary.concept_groups[: self.vocabulary.known_count] for concept in group]
         hazards = [name for names in self._names.values() for name in names]
         before = self.model_config.training_concepts if self.config.start_from_weights else ()
-        words = [*before, *known, *hazards, *(GENERIC_NAMES if hazards else ())]
-        return {**values, "training_concepts": list(dict.fromkeys(words))}
+        return list(dict.fromkeys([*before, *known, *hazards, *(GENERIC_NAMES if hazards else ())]))
 
     def save_checkpoint(self) -> None:
         """Write everything needed to go on, whole or not at all."""

@@ -6,6 +6,7 @@ Every number of the table in docs/embedded_model.md comes from here. The network
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -64,9 +65,9 @@ class Model:
                 for f in frames
             ]
 
-    def words(self, vocabulary: Vocabulary, *, merge: bool = True, classifier: str | None = None):
+    def words(self, vocabulary: Vocabulary, *, merge: bool = True, classifier: str | None = None, scoring: str | None = None):
         rows = self._text.encode_concepts([concept for group in vocabulary.concept_groups for concept in group])
-        return classifier_for(self.network, vocabulary, rows, classifier=classifier, merge_classes=merge)
+        return classifier_for(self.network, vocabulary, rows, classifier=classifier, merge_classes=merge, scoring=scoring)
 
     def maps(self, seen: Seen, words) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():
@@ -100,8 +101,9 @@ def ranking(model: Model, frames: list[Seen], words) -> tuple[float, float]:
     return ranking_of(frames, lambda seen: model.maps(seen, words)[1])
 
 
-def baselines(model: Model, held_out: list[Seen], seen: list[Seen], words) -> list[dict[str, Any]]:
-    """Other scores of the same network beside the method's: those that only know how sure it is among the known classes."""
+def baselines(model: Model, held_out: list[Seen], seen: list[Seen], base: Vocabulary) -> list[dict[str, Any]]:
+    """The method's two scores of the same network beside others, which only know how sure it is among the known classes."""
+    words, plain, normalized = (model.words(base, scoring=scoring) for scoring in (None, "max", "normalized"))
 
     def softmax(frame: Seen) -> np.ndarray:
         p = np.maximum(model.class_map(frame, words), 1e-6)
@@ -115,7 +117,8 @@ def baselines(model: Model, held_out: list[Seen], seen: list[Seen], words) -> li
         "constant (chance)": lambda frame: np.zeros(frame.frame.labels.shape, np.float32),
         "1 - max softmax": lambda frame: 1 - softmax(frame).max(axis=0),
         "entropy of the softmax": entropy,
-        "VL4AD": lambda frame: model.maps(frame, words)[1],
+        "max (VL4AD): 1 - max p": lambda frame: model.maps(frame, plain)[1],
+        "normalized": lambda frame: model.maps(frame, normalized)[1],
     }
     rows = []
     for name, score in scores.items():
@@ -220,15 +223,18 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     first_only = Vocabulary(
         base.name, tuple(type(c)(c.name, c.alternative_concepts[:1], c.superclass, c.color) for c in base.classes)
     )
-    result["baselines"] = baselines(model, held_out, seen, plain)
+    result["baselines"] = baselines(model, held_out, seen, base)
     result["ablation"] = []
-    for ensembling, merging, prompted in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 1), (1, 1, 1)):
+    parts_on = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0), (1, 0, 1), (1, 1, 1))
+    for scoring, (ensembling, merging, prompted) in itertools.product(("max", "normalized"), parts_on):
         vocabulary = base if ensembling else first_only
-        words = model.words(vocabulary.with_hazards(GENERIC_PROMPTS) if prompted else vocabulary, merge=bool(merging))
+        vocabulary = vocabulary.with_hazards(GENERIC_PROMPTS) if prompted else vocabulary
+        words = model.words(vocabulary, merge=bool(merging), scoring=scoring)
         ap, fpr = ranking(model, held_out, words)
         ap_seen, fpr_seen = ranking(model, seen, words)
         result["ablation"].append(
             {
+                "score": scoring,
                 "max-logit ensembling": bool(ensembling),
                 "class merging": bool(merging),
                 "generic hazard prompts": bool(prompted),

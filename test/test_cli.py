@@ -144,6 +144,7 @@ def test_a_bad_image_is_one_line_status_2_and_nothing_written(tmp_path, street, 
         (["--network-size", "big"], "'big' is no size"),
         (["folder/good.png"], "would be written under the same name"),
         (["--classifier", "best"], "classifier 'best' is unknown"),
+        (["--scoring", "best"], "scoring 'best' is unknown: use max, normalized"),
         (["--engine", "fastest"], "engine 'fastest' is unknown"),
         (["--model", "fcclip-convnext-large", "--offline", "--engine", "fastest"], "engine 'fastest' is unknown"),  # before loading
         (["--device", "auto:1"], "device 'auto:1' is unknown"),

@@ -134,7 +134,8 @@ def test_calibrate_writes_a_parameters_file_that_holds_what_it_promises(tmp_path
     parameters = yaml.safe_load(out.read_text())["/**"]["ros__parameters"]
     assert parameters["hazard_prompts"] == ["sofa|couch"] and parameters["model"] == "tiny"
     assert parameters["anomaly_threshold"] == json.loads(numbers.read_text())["threshold"]
-    assert (parameters["vocabulary_file"], parameters["classifier"]) == ("", "auto"), "no word of another file stays"
+    words = (parameters["vocabulary_file"], parameters["classifier"], parameters["scoring"])
+    assert words == ("", "auto", "auto"), "no word of another file stays"
     assert (parameters["network_size"], parameters["precision"]) == ([96, 160], "fp32"), "scores change with the size"
     assert "exchangeable" in out.read_text()
     rclpy = pytest.importorskip("rclpy.parameter", reason="rclpy is not installed")

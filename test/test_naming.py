@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,10 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from vl4ad_model import cli, registry
+from vl4ad_model import cli, prompts, registry
 from vl4ad_model.errors import TrainingError
-from vl4ad_model.network.checkpoint import read_tensors
+from vl4ad_model.network.checkpoint import read_tensors, write_safetensors
+from vl4ad_model.network.clip import tokenizer
 from vl4ad_model.network_words import classifier_for, random_rows
+from vl4ad_model.scoring import RelatedWord, prepare_classifier, query_class_probabilities
 from vl4ad_model.training import naming
 from vl4ad_model.training.config import DataSource, TrainingConfig
 from vl4ad_model.training.data import find_frames, hazard_names
@@ -66,6 +69,42 @@ def test_words_of_the_training_are_judged_by_the_class_embedding_alone(network):
     assert not classifier_for(network, plain, random_rows(plain, network.clip.embed_dim)).needs_pooled
 
 
+def related(network, *hazards: str) -> dict[str, str]:
+    """What `tiny` also reads hazards as, with its own text tower."""
+    tokenize, end = tokenizer(network.config.clip_model, network.config.clip_config)
+    text = prompts.TextEncoder(network.clip.encode_text, tokenize, weights_key=network.clip.text_weights_key(), end_token=end)
+    vocabulary = Vocabulary.cityscapes().with_hazards(list(hazards))
+    words = classifier_for(network, vocabulary, text.encode_concepts([c for group in vocabulary.concept_groups for c in group]))
+    assert len(words.rows) == sum(map(len, vocabulary.concept_groups)) + len(words.related)
+    return dict(words.related)
+
+
+def test_a_word_that_training_did_not_use_is_also_read_as_the_nearest_trained_one(network):
+    assert related(network, "storage crate", "tyre|spare wheel", "xylophone") == {"storage crate": "crate"}
+
+
+def test_a_hazard_is_read_as_no_known_class_and_as_no_other_hazard(network):
+    assert related(network, "road closure")["road closure"] not in ("road", "roads", "street")
+    assert related(network, "crate", "storage crate") == {}
+    shared = related(network, "storage crate", "crate for storage")
+    assert len(set(shared.values())) == len(shared)
+
+
+def test_a_related_word_finds_what_the_word_itself_misses(network):
+    """A query that says "crate", and a prompt that is only near to it."""
+    vocabulary = Vocabulary.cityscapes().with_hazards(["storage box"])
+    rows = random_rows(vocabulary, network.clip.embed_dim)
+    crate = unit(torch.from_numpy(random_rows(vocabulary, network.clip.embed_dim, seed=2)[:1]))
+    words = {"classifier": "in_vocabulary", "merge_classes": False, "void": None, "in_logit_scale": 4.0, "out_logit_scale": 0.0}
+    owner = vocabulary.known_count
+
+    def probability(*also: RelatedWord) -> float:
+        classifier = prepare_classifier(vocabulary, rows, related=also, **words)
+        return float(query_class_probabilities(classifier, crate, None, None)[0, owner])
+
+    assert probability() < 0.5 < 0.9 < probability(RelatedWord(owner, "storage box", "crate", crate[0].numpy()))
+
+
 @pytest.fixture
 def copied(tmp_path) -> Path:
     folder = tmp_path / "model"
@@ -95,8 +134,9 @@ def test_fitting_names_changes_nothing_else_of_the_decoder(copied, tmp_path):
     assert {key for key in after if not torch.equal(before[key], after[key])} == {
         "mask_decoder.naming.weight", "mask_decoder.naming.bias"
     }  # fmt: skip
-    _, config = registry.build_network(registry.locate(copied))
+    network, config = registry.build_network(registry.locate(copied))
     assert (config.classifier, config.alpha, config.beta, config.linear_naming) == ("ensemble", 0.0, 0.8, True)
+    assert config.related_words == 0.5 and len(network.training_rows) == len(config.training_concepts)
     shown = hazard_names(find_frames(DataSource("rendered", FRAMES)))
     assert {"road", "obstacle", *shown} <= set(config.training_concepts) and "sofa" not in config.training_concepts
 
@@ -117,6 +157,7 @@ def test_a_decoder_trained_from_nothing_has_no_such_branch(tmp_path):
     trainer.save_model(tmp_path / "run/model")
     network, config = registry.build_network(registry.locate(tmp_path / "run/model"))
     assert not config.linear_naming and config.classifier == "in_vocabulary" and network.mask_decoder.naming is None
+    assert not config.related_words and "training_rows" not in network.state_dict()
 
 
 def test_fine_tuning_forgets_no_word_that_was_trained_before(copied, tmp_path):
@@ -126,3 +167,27 @@ def test_fine_tuning_forgets_no_word_that_was_trained_before(copied, tmp_path):
     settings = TrainingConfig.from_yaml(settings_file(tmp_path, model=str(copied), start_from_weights=True))
     values = Trainer(settings, tmp_path / "run").config_values()
     assert set(before) <= set(values["training_concepts"]) and values["linear_naming"]
+
+
+def test_fine_tuning_with_new_things_keeps_a_row_for_every_word(copied, tmp_path):
+    """The saved model has the rows of the words it had and of those that came, in the order of its config.json."""
+    from vl4ad_model.training.trainer import Trainer
+
+    config_file = copied / "config.json"
+    values = json.loads(config_file.read_text())
+    fewer = [word for word in values["training_concepts"] if word != "cardboard box"]
+    assert len(fewer) == len(values["training_concepts"]) - 1
+    config_file.write_text(json.dumps({**values, "training_concepts": fewer}))
+    tensors = read_tensors(copied / "decoder.safetensors")
+    place = values["training_concepts"].index("cardboard box")
+    rows = tensors["training_rows"]
+    tensors["training_rows"] = torch.cat((rows[:place], rows[place + 1 :]))
+    write_safetensors(tensors, copied / "decoder.safetensors", half=True)
+    trainer = Trainer(
+        TrainingConfig.from_yaml(settings_file(tmp_path, model=str(copied), start_from_weights=True)), tmp_path / "run"
+    )
+    trainer.save_model(tmp_path / "run/model")
+    network, config = registry.build_network(registry.locate(tmp_path / "run/model"))
+    now = config.training_concepts.index("cardboard box")
+    assert now >= len(fewer) and torch.allclose(network.training_rows[now], rows[place].float(), atol=2e-3)
+    assert torch.allclose(network.training_rows[:10], rows[:10].float(), atol=2e-3)

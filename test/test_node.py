@@ -178,6 +178,7 @@ def test_bad_prompts_are_refused_with_a_reason_and_the_old_ones_stay(user, name)
     ("name", "value", "reason"),
     [
         ("classifier", "best", "in_vocabulary, out_of_vocabulary, ensemble"),
+        ("scoring", "best", "auto, max, normalized"),
         ("publish_resolution", "4k", "input, network"),
         ("max_rate", -1.0, "out of range"),
         ("anomaly_threshold", "high", "a number"),
@@ -215,6 +216,21 @@ def test_the_threshold_takes_effect_without_new_words(user):
         assert (pixels(answered(user, picture(), "anomaly_mask")) == 255).mean() == share
     assert user.set_parameter("anomaly_threshold", 0.5)[0]
     assert user.collected.labels[-1].content["version"] == version
+
+
+def test_the_score_can_be_chosen_and_diagnostics_say_which_and_how_words_are_read(user):
+    status = "vl4ad_detector: detector"
+
+    def said(name, value):
+        assert user.wait_for(lambda c: value in c.diagnostics.get(status, {}).get(name, ""), 30), user.collected.diagnostics
+
+    normalized = pixels(answered(user, picture(), "anomaly_score"))
+    assert user.set_parameter("scoring", "max") == (True, "")
+    said("scoring", "max")
+    assert np.abs(pixels(answered(user, picture(), "anomaly_score")) - normalized).max() > 0.1
+    assert user.set_parameters_together({"scoring": "auto", "hazard_prompts": ["storage crate"]}) == (True, "")
+    said("scoring", "normalized")
+    said("words read as", "'storage crate' (read as 'crate', too)")
 
 
 def test_a_vocabulary_file_can_be_changed_reloaded_and_lost(user, tmp_path):

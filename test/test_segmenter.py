@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,9 +10,12 @@ import torch
 
 from vl4ad_model import registry
 from vl4ad_model.errors import EngineError, ImageError, Vl4adError, VocabularyError
+from vl4ad_model.image_files import read_rgb
 from vl4ad_model.network.clip import tokenizer
 from vl4ad_model.segmenter import fit_image, fit_inside
 from vl4ad_model.vocabulary import Vocabulary
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_maps_have_the_size_and_types_they_promise(segmenter, street):
@@ -92,6 +96,37 @@ def test_every_classifier_and_merging_runs(segmenter, street):
                 assert np.isfinite(segmenter.segment(street).anomaly).all()
     finally:
         segmenter.reconfigure(classifier=original[0], merge_classes=original[1])
+
+
+def test_either_score_suits_the_same_labels_and_the_checkpoint_says_which(segmenter, street):
+    assert segmenter.scoring == segmenter.default_scoring == "normalized"
+    normalized = segmenter.segment(street)
+    try:
+        segmenter.scoring = "max"
+        largest = segmenter.segment(street)
+    finally:
+        segmenter.scoring = "normalized"
+    assert np.array_equal(normalized.labels, largest.labels)
+    assert largest.vocabulary_version == normalized.vocabulary_version + 1
+    assert normalized.anomaly.min() >= 0 and normalized.anomaly.max() <= 1
+    with pytest.raises(VocabularyError, match="scoring 'best' is unknown: use max, normalized"):
+        segmenter.scoring = "best"
+
+
+def test_the_borders_of_an_ordinary_street_are_dark_in_the_normalized_score(segmenter):
+    image = read_rgb(sorted((ROOT / "test/data/evaluation/quiet/images").iterdir())[0])
+    normalized = segmenter.segment(image)
+    segmenter.scoring = "max"
+    try:
+        largest = segmenter.segment(image)
+    finally:
+        segmenter.scoring = "normalized"
+    labels = normalized.labels.astype(int)
+    border = np.zeros(labels.shape, bool)
+    border[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    border[1:] |= labels[1:] != labels[:-1]
+    assert border.sum() > 1000
+    assert normalized.anomaly[border].mean() < 0.5 * largest.anomaly[border].mean()
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,7 @@ def baselines(model: Model, held_out: list[Seen], seen: list[Seen], base: Vocabu
         "1 - max softmax": lambda frame: 1 - softmax(frame).max(axis=0),
         "entropy of the softmax": entropy,
         "max (VL4AD): 1 - max p": lambda frame: model.maps(frame, plain)[1],
+        "sum (as RbA): 1 - sum p": lambda frame: 1 - model.class_map(frame, plain)[: plain.known_count].sum(axis=0),
         "normalized": lambda frame: model.maps(frame, normalized)[1],
     }
     rows = []

@@ -50,11 +50,11 @@ def classifier_for(
 
 
 def related_words(network: FCCLIP, vocabulary: Vocabulary, rows: np.ndarray) -> list[RelatedWord]:
-    """Trained words that words without training are also read as, where the checkpoint asks for it (`FCCLIPConfig.related_words`).
+    """Words without training and what they are also read as, where the checkpoint asks for it (`FCCLIPConfig.related_words`).
 
-    A class or hazard that has a trained word gets none. One that has none gets, for each of its words, the trained word nearest to
-    it in meaning, if the two are near enough and no other hazard has that one. Words of the known classes are left out: "road
-    closure" is nearest to "road", and is meant to be none.
+    A class or hazard that has a trained word is left as it is. One that has none gets, for each of its words, the trained word
+    nearest to it in meaning, if the two are near enough and no other hazard has that one. Words of the known classes are left out:
+    "road closure" is nearest to "road", and is meant to be none.
 
     Args:
         rows: (L, D) unit text embeddings of the concepts of `vocabulary.concept_groups`, one group after another.
@@ -82,6 +82,8 @@ def related_words(network: FCCLIP, vocabulary: Vocabulary, rows: np.ndarray) -> 
             if likeness[nearest] > config.related_words and trained[nearest] not in taken:
                 taken.add(trained[nearest])
                 found.append(RelatedWord(owner, concept, config.training_concepts[nearest], of_trained[nearest]))
+            else:
+                found.append(RelatedWord(owner, concept, "", None))
     return found
 
 

@@ -57,15 +57,16 @@ class ScoreMaps(NamedTuple):
 
 
 class RelatedWord(NamedTuple):
-    """A trained word that stands in for one that training did not use.
+    """A word that training did not use, and the trained one that stands in for it.
 
-    owner: index of the word's group in `Vocabulary.concept_groups`. row: (D,) unit text embedding of `trained`.
+    owner: index of the word's group in `Vocabulary.concept_groups`. row: (D,) unit text embedding of `trained`; where no trained
+    word is near, None, and `trained` is empty.
     """
 
     owner: int
     word: str
     trained: str
-    row: np.ndarray
+    row: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class TextClassifier:
         void: (D,) unit row, or None.
         in_scale, out_scale: 1 / T of the two branches.
         normalized: the anomaly score is what is not known of all that the masks claim; otherwise 1 - max p of the known.
-        related: (word, trained word that it is also read as) of the rows that were added.
+        related: (word that training did not use, trained word that it is also read as); the latter is empty where none is near.
     """
 
     rows: Tensor
@@ -156,9 +157,10 @@ def prepare_classifier(
     for concepts in vocabulary.concept_groups:
         spans.append(list(range(start, start + len(concepts))))
         start += len(concepts)
-    for place, word in enumerate(related):
-        spans[word.owner].append(start + place)
-    rows = np.concatenate([rows, *(word.row[None] for word in related)])
+    added = [(word.owner, word.row) for word in related if word.row is not None]
+    for place, (owner, _) in enumerate(added):
+        spans[owner].append(start + place)
+    rows = np.concatenate([rows, *(row[None] for _, row in added)])
     known, hazards = spans[: vocabulary.known_count], spans[vocabulary.known_count :]
     trained = {concept.casefold() for concept in training_concepts}
     flat = [concept.casefold() for concepts in vocabulary.concept_groups for concept in concepts]

@@ -102,11 +102,11 @@ def ranking(model: Model, frames: list[Seen], words) -> tuple[float, float]:
 
 
 def baselines(model: Model, held_out: list[Seen], seen: list[Seen], base: Vocabulary) -> list[dict[str, Any]]:
-    """The method's two scores of the same network beside others, which only know how sure it is among the known classes."""
-    words, plain, normalized = (model.words(base, scoring=scoring) for scoring in (None, "max", "normalized"))
+    """The method's two scores of the same network beside others'."""
+    plain, normalized = (model.words(base, scoring=scoring) for scoring in ("max", "normalized"))
 
     def softmax(frame: Seen) -> np.ndarray:
-        p = np.maximum(model.class_map(frame, words), 1e-6)
+        p = np.maximum(model.class_map(frame, plain), 1e-6)
         return p / p.sum(axis=0)
 
     def entropy(frame: Seen) -> np.ndarray:

@@ -218,7 +218,7 @@ def test_the_threshold_takes_effect_without_new_words(user):
     assert user.collected.labels[-1].content["version"] == version
 
 
-def test_the_score_can_be_chosen_and_diagnostics_say_which_and_how_words_are_read(user):
+def test_the_score_can_be_chosen_and_diagnostics_say_which_and_how_words_are_read(running, user):
     status = "vl4ad_detector: detector"
 
     def said(name, value):
@@ -231,6 +231,7 @@ def test_the_score_can_be_chosen_and_diagnostics_say_which_and_how_words_are_rea
     assert user.set_parameters_together({"scoring": "auto", "hazard_prompts": ["storage crate"]}) == (True, "")
     said("scoring", "normalized")
     said("words read as", "'storage crate' (read as 'crate', too)")
+    assert "not among the words of tiny's training: 'storage crate' (read as 'crate', too)" in running[0].log
 
 
 def test_a_vocabulary_file_can_be_changed_reloaded_and_lost(user, tmp_path):

@@ -157,8 +157,8 @@ def segment(
     Console(stderr=True).print(
         f"{segmenter.notice} [dim]({segmenter.engine_name}: {segmenter.engine_reason})[/dim]", highlight=False, soft_wrap=True
     )
-    if also := segmenter.words.related:
-        print(f"not among the words of {segmenter.model_name}'s training: {also}")
+    if segmenter.unknown_words:
+        print(segmenter.unknown_words)
     numbers = []
     for path, rgb in pictures:
         result = segmenter.segment(rgb)

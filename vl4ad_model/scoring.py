@@ -329,12 +329,10 @@ class Scorer:
         pooled = None if proposals.pooled_embeddings is None else proposals.pooled_embeddings[0]
         valid = None if proposals.pooled_valid is None else proposals.pooled_valid[0]
         labels = query_class_probabilities(classifier, queries, pooled, valid).T
-        if classifier.merged_rows is None:
-            if not classifier.normalized:
-                return labels, None
-            merged = labels
-        else:
-            merged = query_class_probabilities(classifier, queries, pooled, valid, merged=True).T
+        merges = classifier.merged_rows is not None
+        if not merges and not classifier.normalized:
+            return labels, None
+        merged = query_class_probabilities(classifier, queries, pooled, valid, merged=True).T if merges else labels
         of_known = merged[: classifier.merged_known_count]
         if not classifier.normalized:
             return labels, of_known

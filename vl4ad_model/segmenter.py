@@ -241,6 +241,12 @@ class Segmenter:
         return self._words.version
 
     @property
+    def unknown_words(self) -> str:
+        """One line about words that training did not use, where the model reads those as others; empty where there are none."""
+        also = self._words.related
+        return f"not among the words of {self.model_name}'s training: {also}" if also else ""
+
+    @property
     def words(self) -> Words:
         """Vocabulary, version, classifier, merging and score as they are together at this moment."""
         return self._words

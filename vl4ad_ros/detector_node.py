@@ -173,6 +173,11 @@ class DetectorNode(LifecycleNode):
             f"{segmenter.notice or segmenter.model_name}; engine {segmenter.engine_name} on {segmenter.device} "
             f"({segmenter.engine_reason}); loaded in {time.monotonic() - began:.1f} s"
         )
+        self._say_unknown_words(segmenter)
+
+    def _say_unknown_words(self, segmenter: Segmenter) -> None:
+        if segmenter.unknown_words:
+            self.get_logger().info(f"{segmenter.unknown_words:.500}")
 
     def _load(self, settings: parameters.Settings) -> Segmenter:
         """Load the model in a thread, so that the process can end, and tell, while it lasts."""
@@ -438,11 +443,8 @@ class DetectorNode(LifecycleNode):
             )
             self._words_in_use = True
             hazards = ", ".join(f"'{hazard.prompt}'" for hazard in segmenter.vocabulary.hazards) or "none"
-            also = segmenter.words.related
-            self.get_logger().info(
-                f"vocabulary version {version}: {segmenter.vocabulary.name}, hazards: {hazards:.500}"
-                + (f"; not among the words of {segmenter.model_name}'s training: {also:.500}" if also else "")
-            )
+            self.get_logger().info(f"vocabulary version {version}: {segmenter.vocabulary.name}, hazards: {hazards:.500}")
+            self._say_unknown_words(segmenter)
             worker.poke()
 
         words.submit(change)

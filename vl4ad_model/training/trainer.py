@@ -209,11 +209,10 @@ class Trainer:
                 "'decoder_layers' and 'extra_blocks' can only be as many or more"
             )
         new = dataclasses.replace(had, refined=had.refined or config.refined, extra_blocks=tuple(blocks), decoder_layers=layers)
-        if had.linear_naming and not config.start_from_weights:
-            new = dataclasses.replace(new, linear_naming=False, classifier="in_vocabulary")  # it names another decoder's features
-        if not config.start_from_weights:
-            new = dataclasses.replace(new, related_words=0.0)  # its words are not this run's
-        return new
+        if config.start_from_weights or not had.linear_naming:
+            return new
+        # That branch names another decoder's features, and its words are not this run's.
+        return dataclasses.replace(new, linear_naming=False, related_words=0.0, classifier="in_vocabulary")
 
     def _load_words(self) -> None:
         config = self.config

@@ -248,14 +248,18 @@ def test_a_divisors_least_value_does_not_become_zero_in_half_precision():
 def test_a_program_may_end_while_an_engine_is_built(tmp_path, closed):
     """Without waiting for the engine, and without dying inside its compiler."""
     program = """
-import sys, time
-from vl4ad_model.segmenter import Segmenter
-segmenter = Segmenter.load("tiny", network_size=(192, 320), background=True, engine="openvino", device="cpu")
-while (progress := segmenter.engine_progress) and not progress.stage.startswith("compiling"):
-    time.sleep(0.01)
-print("building" if progress else "done")
+import sys, threading
+from vl4ad_model import engines, registry
+compiling = threading.Event()
+network, _ = registry.build_network(registry.locate("tiny"))
+engine = engines.create(
+    network, engine="openvino", device="cpu", network_size=(192, 320), background=True,
+    progress=lambda progress: progress.stage.startswith("compiling") and compiling.set(),
+)
+compiling.wait(120)
+print("building" if engine.progress else "done")
 if sys.argv[1] == "True":
-    segmenter.close()
+    engine.close()
 """
     command = [sys.executable, "-c", program, str(closed)]
     done = subprocess.run(

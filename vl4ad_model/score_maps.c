@@ -49,33 +49,29 @@ static inline vf sigmoid(vf x)
     return 1.0f / (1.0f + p * scale);
 }
 
-/* Largest and least of floats first..last of `count` rows, each `stride` after the one before. */
-static inline void extent(const float *row, int count, int stride, int first, int last, float *largest, float *least)
+/* Largest and least of floats first..last of two rows. */
+static inline void extent(const float *a, const float *b, int first, int last, float *largest, float *least)
 {
     float high[LANES], low[LANES];
     if (last - first >= LANES) {
-        vf most = *(const uvf *)(row + first), few = most;
-        for (; count > 0; count--, row += stride)
-            for (int x = first;; x += LANES) {
-                if (x > last - LANES) /* the last vector overlaps the one before */
-                    x = last - LANES;
-                vf u = *(const uvf *)(row + x);
-                most = choose(u > most, u, most);
-                few = choose(u < few, u, few);
-                if (x == last - LANES)
-                    break;
-            }
+        vf most = *(const uvf *)(a + first), few = most;
+        for (int x = first;; x += LANES) {
+            if (x > last - LANES) /* the last vector overlaps the one before */
+                x = last - LANES;
+            vf u = *(const uvf *)(a + x), v = *(const uvf *)(b + x);
+            vf more = choose(u > v, u, v), less = choose(u > v, v, u);
+            most = choose(more > most, more, most);
+            few = choose(less < few, less, few);
+            if (x == last - LANES)
+                break;
+        }
         memcpy(high, &most, sizeof high);
         memcpy(low, &few, sizeof low);
     } else {
         for (int k = 0; k < LANES; k++) {
-            const float *one = row + (first + k < last ? first + k : last - 1);
-            high[k] = low[k] = *one;
-            for (int r = 1; r < count; r++) {
-                one += stride;
-                high[k] = *one > high[k] ? *one : high[k];
-                low[k] = *one < low[k] ? *one : low[k];
-            }
+            const int x = first + k < last ? first + k : last - 1;
+            high[k] = a[x] > b[x] ? a[x] : b[x];
+            low[k] = a[x] > b[x] ? b[x] : a[x];
         }
     }
     for (int half = LANES / 2; half; half /= 2)
@@ -112,20 +108,20 @@ static inline int use_of(const struct job *job, int row)
     return (row < job->label_rows ? FOR_LABEL : 0) | (!inside ? 0 : job->unclaimed >= 0 && row > job->known_first ? FOR_REST : FOR_KNOWN);
 }
 
-/* Choose for the pixels between mask rows and columns top..bottom and first..last (ends excluded). A class is left out whose score can
+/* Choose for the pixels between mask rows above and below (offsets) and columns first..last. A class is left out whose score can
  * nowhere reach what another surely has everywhere; masks that together add at most LEFT_OUT of the largest class score are, too.
  * log_all and log_label: logarithm of each mask's largest class probability, of all rows and of those for the label.
  * room: 4 floats per mask (each part padded to LANES) and 2 per row.
  */
-static void select_for(const struct job *job, int top, int bottom, int first, int last, const float *log_all, const float *log_label,
-                       float *room, struct choice *choice)
+static void select_for(const struct job *job, size_t above, size_t below, int first, int last, const float *log_all,
+                       const float *log_label, float *room, struct choice *choice)
 {
     const int n = job->n, rows = job->rows, even = (n + LANES - 1) / LANES * LANES;
     const size_t plane = (size_t)job->h * job->w;
     float *largest = room, *least = largest + even, *upper = least + even, *lower = upper + rows;
     float surely = -INFINITY;
     for (int i = 0; i < n; i++) {
-        extent(job->masks + i * plane + (size_t)top * job->w, bottom - top, job->w, first, last, &largest[i], &least[i]);
+        extent(job->masks + i * plane + above, job->masks + i * plane + below, first, last, &largest[i], &least[i]);
         /* log(sigmoid(x)) is between min(x, 0) - log(2) and min(x, 0) */
         const float here = log_label[i] + (least[i] < 0 ? least[i] : 0) - 0.6931472f;
         surely = here > surely ? here : surely;
@@ -293,8 +289,7 @@ static void score_rows(const struct job *job, int top, int bottom)
         log_label[i] = logf(label);
     }
 
-    const int together = scale == 4 ? 1 : 4; /* pairs of mask rows, which are chosen for at once */
-    int last_group = -1;
+    int last_above = -1, last_below = -1;
     for (int y = top; y < bottom; y++) {
         float position = (y + 0.5f) / scale - 0.5f;
         if (position < 0)
@@ -302,15 +297,15 @@ static void score_rows(const struct job *job, int top, int bottom)
         int above = (int)position < h - 1 ? (int)position : h - 1;
         int below = above + 1 < h ? above + 1 : h - 1;
         float blend = position - above;
-        const int group = above / together, fresh = group != last_group;
-        const int from = group * together, to = from + together + 1 < h ? from + together + 1 : h;
-        last_group = group;
+        const int fresh = above != last_above || below != last_below;
+        last_above = above;
+        last_below = below;
         for (int x = 0; x < padded; x += COLUMNS) {
             const int begin = x > 0 ? x - 1 : 0, end = x + COLUMNS + 1 < w ? x + COLUMNS + 1 : w;
             struct choice *choice = choices + x / COLUMNS;
             if (fresh) {
                 if (usable)
-                    select_for(job, from, to, begin, end, log_all, log_label, room, choice);
+                    select_for(job, (size_t)above * w, (size_t)below * w, begin, end, log_all, log_label, room, choice);
                 else
                     select_all(job, choice);
                 gather_matrix(job, choice);

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import os
@@ -506,40 +505,6 @@ def test_what_a_decoder_is_given_starts_as_the_identity_and_is_kept(tmp_path, re
     assert kept.decoder_layers == grown.get("decoder_layers", 3)
     moved = read_tensors(tmp_path / "run/model/decoder.safetensors")["pixel_decoder.refine_1.back.weight"]
     assert float(moved.abs().max()) > 0
-
-
-def test_a_trained_decoder_is_given_masks_of_twice_the_resolution(tmp_path, rendered):
-    from vl4ad_model import registry
-    from vl4ad_model.network.fcclip import FCCLIP
-    from vl4ad_model.training.trainer import Trainer
-
-    files = registry.locate("tiny", offline=True)
-    network, shipped = registry.build_network(files)
-    coarse = FCCLIP(dataclasses.replace(shipped, detail_channels=0, related_words=0.0))
-    coarse.clip.load_state_dict(network.clip.state_dict())
-    (tmp_path / "coarse").mkdir()
-    (tmp_path / "coarse/config.json").write_text(coarse.config.to_json())
-    weights = {key: value for key, value in coarse.state_dict().items() if not key.startswith("clip.")}
-    write_safetensors(weights, tmp_path / "coarse/decoder.safetensors")
-    shutil.copy(files.clip, tmp_path / "coarse/clip.safetensors")
-    source = {"model": str(tmp_path / "coarse"), "start_from_weights": True}
-    channels = shipped.mask_channels
-    config = TrainingConfig.from_dict(
-        _settings(rendered, **source, detail_channels=channels, steps=2, validate_every=2), base=tmp_path
-    )
-    trainer = Trainer(config, tmp_path / "run")
-    image = torch.from_numpy(read_frame(find_frames(DataSource("rendered", rendered))[0]).rgb).permute(2, 0, 1)[None]
-    with torch.inference_mode():
-        before, after = coarse.eval()(image).mask_logits, trainer.network.eval()(image).mask_logits
-    assert after.shape[-1] == 2 * before.shape[-1]
-    wide = torch.nn.functional.interpolate(before, scale_factor=2, mode="bilinear", align_corners=False)
-    assert torch.allclose(after, wide, atol=1e-3 * float(wide.abs().max()))
-    trainer.run()
-    trained, kept = registry.build_network(registry.locate(tmp_path / "run/model"))
-    assert kept.detail_channels == channels and float(trained.pixel_decoder.detail.back.weight.abs().max()) > 0
-    again = {"model": str(tmp_path / "run/model"), "start_from_weights": True, "detail_channels": 0}
-    with pytest.raises(TrainingError, match=f"detail_channels are {channels} and cannot change"):
-        Trainer(TrainingConfig.from_dict(_settings(rendered, **again), base=tmp_path), tmp_path / "other")
 
 
 def test_a_broken_off_run_goes_on_where_it_was(tmp_path, rendered):

@@ -12,7 +12,7 @@ from triton_interpreter import run_interpreted
 from vl4ad_model import triton_scoring
 
 NORMALIZED = -1
-# queries, masks' height and width, output size, classes, merged classes (or the normalized score), type[, scale other than 4]
+# queries, masks' height and width, output size, classes, merged classes (or the normalized score), type
 CASES = [
     (20, 6, 10, (24, 40), 5, 0, "float32"),
     (37, 4, 21, (13, 81), 21, 9, "float32"),
@@ -23,16 +23,13 @@ CASES = [
     (50, 6, 10, (24, 40), 21, 0, "float32"),
     (40, 4, 21, (13, 81), 23, NORMALIZED, "float32"),
     (16, 6, 10, (24, 40), 19, NORMALIZED, "float16"),
-    (37, 7, 41, (13, 81), 21, 9, "float32", 2),
-    (40, 6, 10, (12, 20), 23, NORMALIZED, "float32", 2),
-    (16, 1, 1, (2, 2), 3, 0, "float16", 2),
 ]
 LOW = 6  # the case whose masks are nearly empty: what is named there is decided by tiny numbers
 UNCLAIMED = 0.1
 
 
 def case(number: int, device: str):
-    count, h, w, size, classes, merged, kind = CASES[number][:7]
+    count, h, w, size, classes, merged, kind = CASES[number]
     generator = torch.Generator().manual_seed(number)
     masks = (torch.randn(count, h, w, generator=generator) * 4 - 16 * (number == LOW)).to(getattr(torch, kind))
     labels_rows = torch.rand(classes, count, generator=generator)
@@ -44,9 +41,9 @@ def case(number: int, device: str):
     return (*moved, max(1, classes - 1), size)
 
 
-def expected(masks, labels_rows, anomaly_rows, known, size, scale=4):
+def expected(masks, labels_rows, anomaly_rows, known, size):
     """The equations in float64: upsample the logits, sigmoid, combine."""
-    logits = F.interpolate(masks.double()[None], scale_factor=scale, mode="bilinear", align_corners=False)
+    logits = F.interpolate(masks.double()[None], scale_factor=4, mode="bilinear", align_corners=False)
     scores = logits[0, :, : size[0], : size[1]].sigmoid()
     classes = torch.einsum("cn,nhw->chw", labels_rows.double(), scores)
     of_known = classes[:known] if anomaly_rows is None else torch.einsum("cn,nhw->chw", anomaly_rows.double(), scores)
@@ -56,9 +53,8 @@ def expected(masks, labels_rows, anomaly_rows, known, size, scale=4):
 def agrees(number: int, device: str, score) -> None:
     arguments = case(number, device)
     normalized = CASES[number][5] == NORMALIZED
-    scale = (*CASES[number], 4)[7]
-    labels, anomaly = score(*arguments, scale=scale, unclaimed=UNCLAIMED if normalized else None)
-    classes, of_known = expected(*arguments, scale)
+    labels, anomaly = score(*arguments, unclaimed=UNCLAIMED if normalized else None)
+    classes, of_known = expected(*arguments)
     surprise = 1 - of_known[0] / (of_known.sum(dim=0) + UNCLAIMED) if normalized else 1 - of_known.amax(dim=0)
     assert labels.dtype == torch.uint8 and anomaly.dtype == torch.float32 and labels.shape == anomaly.shape == arguments[-1]
     assert torch.allclose(anomaly.double(), surprise, atol=1e-4)
@@ -115,7 +111,7 @@ def test_words_that_come_and_go_compile_nothing():
 def settle() -> None:
     """Compile everything, as an engine has after its first images."""
     for kind in (torch.float32, torch.float16):
-        assert all(triton_scoring.usable(torch.device("cuda:0"), kind, 32, scale) for scale in (2, 4))
+        assert triton_scoring.usable(torch.device("cuda:0"), kind, 32)
     for thread in threading.enumerate():
         if thread.name == "scoring kernels":
             thread.join()

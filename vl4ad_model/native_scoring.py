@@ -66,7 +66,7 @@ def library() -> ctypes.CDLL | None:
         loaded.vl4ad_block.restype = ctypes.c_int
         pointer, number = ctypes.c_void_p, ctypes.c_int
         sizes, outputs = [number] * 6, [pointer] * 2
-        loaded.vl4ad_score.argtypes = [pointer, *[number] * 4, pointer, *sizes, ctypes.c_float, *outputs, number, pointer]
+        loaded.vl4ad_score.argtypes = [pointer, *[number] * 3, pointer, *sizes, ctypes.c_float, *outputs, number, pointer]
         return loaded
     except (OSError, subprocess.SubprocessError, IndexError, AttributeError) as error:
         log.warning("scoring runs in PyTorch: %s could not compile it (%s)", compiler, str(error).splitlines()[0])
@@ -80,17 +80,15 @@ def score(
     known_count: int,
     output_size: tuple[int, int],
     *,
-    scale: int = 4,
     unclaimed: float | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """Label and anomaly map, or None where this library does not apply.
 
     Args:
-        masks: (N, h, w) mask logits.
+        masks: (N, h, w) mask logits at a quarter of the padded size.
         labels_rows: (C, N) class probabilities of the queries for the labels, C <= 255.
         anomaly_rows: (G, N) of the known classes for the anomaly score; None = the first `known_count` of `labels_rows`.
-        output_size: (height, width), at most (h, w) times `scale`.
-        scale: of the padded image to the masks, 4 or 2.
+        output_size: (height, width), at most (4 h, 4 w).
         unclaimed: None = 1 - max; else `anomaly_rows` are (2, N), known and not known, for the normalized score with this much that
             no mask claims.
 
@@ -122,7 +120,7 @@ def score(
 
     def work() -> int:
         return loaded.vl4ad_score(
-            masks.data_ptr(), count, h, w, scale, matrix.data_ptr(), rows, classes, first, last, height, width, weight,
+            masks.data_ptr(), count, h, w, matrix.data_ptr(), rows, classes, first, last, height, width, weight,
             labels.data_ptr(), anomaly.data_ptr(), _BAND_ROWS, ctypes.byref(next_band),
         )  # fmt: skip
 

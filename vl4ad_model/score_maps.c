@@ -1,7 +1,7 @@
-/* Masks to label and anomaly map in one pass: upsample by four or two, sigmoid, class combination, argmax and score, without ever holding
+/* Masks to label and anomaly map in one pass: upsample by four, sigmoid, class combination, argmax and score, without ever holding
  * N x H x W. The same equations as scoring.py's tiles, for the one case that real-time models use: network size out, float32, CPU.
  *
- * The horizontal positions between two mask columns are handled as planes of their own, so that every inner loop runs over
+ * The four horizontal positions between two mask columns are handled as four planes, so that every inner loop runs over
  * neighbouring floats; results are interleaved at the very end, when they are two numbers per pixel. In most places most masks are
  * nothing and most classes cannot win: interval arithmetic over a block of the small masks says which are left out (see `select_for`).
  * Plain C with GCC's vector types: one source for every CPU that GCC or Clang knows.
@@ -89,7 +89,7 @@ static inline void extent(const float *a, const float *b, int first, int last, f
 
 struct job {
     const float *masks, *matrix;
-    int n, h, w, scale, rows, label_rows, known_first, known_last, width;
+    int n, h, w, rows, label_rows, known_first, known_last, width;
     float unclaimed; /* < 0: the score is 1 - max; else the normalized one, of a known row and one of the rest */
     uint8_t *labels;
     float *anomaly, *memory;
@@ -263,9 +263,8 @@ static void score_rows(const struct job *job, int top, int bottom)
 {
     const float *masks = job->masks, *matrix = job->matrix;
     const int n = job->n, h = job->h, w = job->w, rows = job->rows, label_rows = job->label_rows, width = job->width;
-    const int blocks = (w + COLUMNS - 1) / COLUMNS, padded = blocks * COLUMNS, scale = job->scale;
-    const float *mixes = scale == 4 ? (const float[]){0.625f, 0.875f, 0.125f, 0.375f} : (const float[]){0.75f, 0.25f};
-    const size_t plane = (size_t)h * w, planes = (size_t)scale * padded;
+    const int blocks = (w + COLUMNS - 1) / COLUMNS, padded = blocks * COLUMNS;
+    const size_t plane = (size_t)h * w, planes = (size_t)4 * padded;
     float *blended = job->memory, *s = blended + (size_t)n * STRIDE, *anomaly_planes = s + (size_t)n * COLUMNS;
     int32_t *label_planes = (int32_t *)(anomaly_planes + planes);
     float *log_all = (float *)(label_planes + planes), *log_label = log_all + n;
@@ -276,7 +275,7 @@ static void score_rows(const struct job *job, int top, int bottom)
     memset(blended, 0, sizeof(float) * n * STRIDE);
 
     int usable = all_finite(matrix, (size_t)n * rows); /* what is no number is never left out */
-    const int source_top = top / scale > 0 ? top / scale - 1 : 0, source_bottom = bottom / scale + 2 < h ? bottom / scale + 2 : h;
+    const int source_top = top / 4 > 0 ? top / 4 - 1 : 0, source_bottom = bottom / 4 + 2 < h ? bottom / 4 + 2 : h;
     for (int i = 0; i < n; i++) {
         usable &= all_finite(masks + i * plane + (size_t)source_top * w, (size_t)(source_bottom - source_top) * w);
         float all = 0, label = 0;
@@ -291,7 +290,7 @@ static void score_rows(const struct job *job, int top, int bottom)
 
     int last_above = -1, last_below = -1;
     for (int y = top; y < bottom; y++) {
-        float position = (y + 0.5f) / scale - 0.5f;
+        float position = (y + 0.5f) * 0.25f - 0.5f;
         if (position < 0)
             position = 0;
         int above = (int)position < h - 1 ? (int)position : h - 1;
@@ -320,9 +319,9 @@ static void score_rows(const struct job *job, int top, int bottom)
                 if (end == w)
                     out[w - (x - 1)] = out[w - x];
             }
-            for (int phase = 0; phase < scale; phase++) {
-                const int shift = phase < scale / 2 ? 0 : 1;
-                const float mix = mixes[phase];
+            for (int phase = 0; phase < 4; phase++) {
+                const int shift = phase < 2 ? 0 : 1;
+                const float mix = (float[]){0.625f, 0.875f, 0.125f, 0.375f}[phase];
                 for (int k = 0; k < m; k++) {
                     const float *v = blended + (size_t)k * STRIDE + shift;
                     for (int half = 0; half < 2; half++) {
@@ -357,14 +356,14 @@ static void score_rows(const struct job *job, int top, int bottom)
         }
         uint8_t *restrict label_row = job->labels + (size_t)y * width;
         float *restrict anomaly_row = job->anomaly + (size_t)y * width;
-        for (int x = 0; x < width / scale; x++)
-            for (int phase = 0; phase < scale; phase++) {
-                label_row[scale * x + phase] = (uint8_t)label_planes[(size_t)phase * padded + x];
-                anomaly_row[scale * x + phase] = anomaly_planes[(size_t)phase * padded + x];
+        for (int x = 0; x < width / 4; x++)
+            for (int phase = 0; phase < 4; phase++) {
+                label_row[4 * x + phase] = (uint8_t)label_planes[(size_t)phase * padded + x];
+                anomaly_row[4 * x + phase] = anomaly_planes[(size_t)phase * padded + x];
             }
-        for (int x = width / scale * scale; x < width; x++) {
-            label_row[x] = (uint8_t)label_planes[(size_t)(x % scale) * padded + x / scale];
-            anomaly_row[x] = anomaly_planes[(size_t)(x % scale) * padded + x / scale];
+        for (int x = width / 4 * 4; x < width; x++) {
+            label_row[x] = (uint8_t)label_planes[(size_t)(x & 3) * padded + (x >> 2)];
+            anomaly_row[x] = anomaly_planes[(size_t)(x & 3) * padded + (x >> 2)];
         }
     }
 }
@@ -372,15 +371,15 @@ static void score_rows(const struct job *job, int top, int bottom)
 /* Bands of band_rows output rows, one after another, until *next has counted them all: threads that call this with the same `next`
  * share the work, and one that the system does not let run holds up no other.
  *
- * masks: (n, h, w) logits. scale: 4 or 2. matrix: (n, rows) class probabilities, rows a multiple of BLOCK, zero-padded: columns 0..label_rows are the
+ * masks: (n, h, w) logits. matrix: (n, rows) class probabilities, rows a multiple of BLOCK, zero-padded: columns 0..label_rows are the
  * classes among which the label is the first largest, known_first..known_last those of the anomaly score: 1 - max of them where
  * unclaimed < 0, else two, known and rest, of which it is (rest + unclaimed) / (known + rest + unclaimed). labels, anomaly:
- * (height, width), height <= scale h, width <= scale w. Returns 0, or 1 when memory ran out.
+ * (height, width), height <= 4 h, width <= 4 w. Returns 0, or 1 when memory ran out.
  */
-int vl4ad_score(const float *masks, int n, int h, int w, int scale, const float *matrix, int rows, int label_rows, int known_first,
+int vl4ad_score(const float *masks, int n, int h, int w, const float *matrix, int rows, int label_rows, int known_first,
                 int known_last, int height, int width, float unclaimed, uint8_t *labels, float *anomaly, int band_rows, int *next)
 {
-    struct job job = {masks, matrix, n, h, w, scale, rows, label_rows, known_first, known_last, width, unclaimed, labels, anomaly, NULL};
+    struct job job = {masks, matrix, n, h, w, rows, label_rows, known_first, known_last, width, unclaimed, labels, anomaly, NULL};
     if (posix_memalign((void **)&job.memory, 64, sizeof(float) * floats_needed(&job)))
         return 1;
     for (;;) {

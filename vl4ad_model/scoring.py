@@ -351,14 +351,11 @@ class Scorer:
         height, width = output_size or proposals.image_size
         classes = labels_rows.shape[0]
         masks = proposals.mask_logits[0]
-        scale = proposals.padded_size[0] // masks.shape[-2]
-        fits = scale in (2, 4) and (scale * masks.shape[-2], scale * masks.shape[-1]) == proposals.padded_size
-        if self._fused and fits and (height, width) == proposals.image_size:
+        quarter = (4 * masks.shape[-2], 4 * masks.shape[-1]) == proposals.padded_size
+        if self._fused and quarter and (height, width) == proposals.image_size:
             fused = triton_scoring.score if masks.is_cuda else native_scoring.score
             unclaimed = UNCLAIMED if classifier.normalized else None
-            done = fused(
-                masks, labels_rows, anomaly_rows, classifier.known_count, (height, width), scale=scale, unclaimed=unclaimed
-            )
+            done = fused(masks, labels_rows, anomaly_rows, classifier.known_count, (height, width), unclaimed=unclaimed)
             if done is not None:
                 return ScoreMaps(*done)
         matrix = labels_rows if anomaly_rows is None else torch.cat((labels_rows, anomaly_rows))

@@ -25,9 +25,9 @@ def _add(total, logits, high, low):
 @triton.jit(do_not_specialize=_CHANGING)
 def score_maps(
     masks, matrix, labels, anomaly, count, h, w, height, width, classes, first_known, last_known, unclaimed,
-    SCALE: tl.constexpr, ROWS: tl.constexpr, PAIRS: tl.constexpr, QUERIES: tl.constexpr,
+    ROWS: tl.constexpr, PAIRS: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
-    """PAIRS pairs of pixels in one row of the maps, which are SCALE (4 or 2) times as large as the masks.
+    """PAIRS pairs of pixels in one row of the maps, which are four times as large as the masks.
 
     masks (count, h, w); matrix (queries, ROWS) float32, zero where there is no query or no row. unclaimed < 0: 1 - max of rows
     first_known..last_known; else the normalized score of two rows, what is known and what is not.
@@ -35,24 +35,18 @@ def score_maps(
     across = tl.cdiv(width, 2 * PAIRS)
     y = tl.program_id(0) // across
     start = (tl.program_id(0) % across) * PAIRS
-    # Bilinear, align_corners=False: the centre of row y lies at (y + 1/2) / SCALE - 1/2. At four times both pixels of a pair lie
-    # between the same two columns: 5/8 and 7/8 of the way for an even pair, 1/8 and 3/8 for an odd one. At twice, pair x lies
-    # around column x: 3/4 of the way to it, and 1/4 of the way to the next.
-    position = tl.maximum((y + 0.5) / SCALE - 0.5, 0.0)
+    # Bilinear, align_corners=False: the centre of row y lies at (y + 1/2) / 4 - 1/2. Both pixels of a pair lie between the same
+    # two columns: 5/8 and 7/8 of the way for an even pair, 1/8 and 3/8 for an odd one.
+    position = tl.maximum((y + 0.5) * 0.25 - 0.5, 0.0)
     above = position.to(tl.int32)
     below = tl.minimum(above + 1, h - 1)
     down = position - above
     pair = start + tl.arange(0, PAIRS)
     inside = 2 * pair < width
-    if SCALE == 4:
-        left = (pair + 1) // 2 - 1
-        share = tl.where(pair % 2 == 0, 0.625, 0.125)[:, None]
-    else:
-        left = pair - 1
-        share = 0.75
+    left = (pair + 1) // 2 - 1
     right = tl.minimum(left + 1, w - 1)
-    after = tl.minimum(pair + 1, w - 1)
     left = tl.maximum(left, 0)
+    share = tl.where(pair % 2 == 0, 0.625, 0.125)[:, None]
     queries = tl.arange(0, QUERIES)
     rows = tl.arange(0, ROWS)
     first = tl.zeros((PAIRS, ROWS), tl.float32)
@@ -72,12 +66,7 @@ def score_maps(
         low = (of_classes - high.to(tl.float32)).to(tl.float16)
         step = b - a
         first = _add(first, a + share * step, high, low)
-        if SCALE == 4:
-            second = _add(second, a + (share + 0.25) * step, high, low)
-        else:
-            c = tl.load(upper + after[:, None], mask=there, other=0.0).to(tl.float32)
-            c += down * (tl.load(lower + after[:, None], mask=there, other=0.0).to(tl.float32) - c)
-            second = _add(second, b + 0.25 * (c - b), high, low)
+        second = _add(second, a + (share + 0.25) * step, high, low)
     labelled = (rows < classes)[None, :]
     known = ((rows >= first_known) & (rows < last_known))[None, :]
     lowest = float("-inf")

@@ -28,7 +28,7 @@ _PAIRS, _QUERIES, _WARPS, _STAGES = 64, 16, 4, 1  # the fastest of 12 on an H200
 
 _lock = threading.Lock()
 _ready: dict[tuple[Any, ...], bool] = {}
-"""Device, type of the masks, scale and rows -> whether that kernel works; absent = not compiled yet."""
+"""Device, type of the masks and rows -> whether that kernel works; absent = not compiled yet."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -54,17 +54,15 @@ def score(
     known_count: int,
     output_size: tuple[int, int],
     *,
-    scale: int = 4,
     unclaimed: float | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """Label and anomaly map, or None where the kernel does not apply or is not compiled yet.
 
     Args:
-        masks: (N, h, w) mask logits, float32 or float16.
+        masks: (N, h, w) mask logits at a quarter of the padded size, float32 or float16.
         labels_rows: (C, N) class probabilities of the queries for the labels.
         anomaly_rows: (G, N) of the known classes for the anomaly score; None = the first `known_count` of `labels_rows`.
-        output_size: (height, width), at most (h, w) times `scale`.
-        scale: of the padded image to the masks, 4 or 2.
+        output_size: (height, width), at most (4 h, 4 w).
         unclaimed: None = 1 - max; else `anomaly_rows` are (2, N), known and not known, for the normalized score with this much that
             no mask claims.
 
@@ -77,9 +75,9 @@ def score(
         return None
     used = labels_rows.shape[0] + (0 if anomaly_rows is None else anomaly_rows.shape[0])
     rows = next((rows for rows in _ROWS if rows >= used), None)
-    if rows is None or not usable(masks.device, masks.dtype, rows, scale):
+    if rows is None or not usable(masks.device, masks.dtype, rows):
         return None
-    return launch(masks, labels_rows, anomaly_rows, known_count, output_size, rows, scale=scale, unclaimed=unclaimed)
+    return launch(masks, labels_rows, anomaly_rows, known_count, output_size, rows, unclaimed=unclaimed)
 
 
 def launch(
@@ -90,7 +88,6 @@ def launch(
     output_size: tuple[int, int],
     rows: int,
     *,
-    scale: int = 4,
     unclaimed: float | None = None,
     pairs: int = _PAIRS,
 ) -> tuple[Tensor, Tensor]:
@@ -119,51 +116,51 @@ def launch(
     with torch.cuda.device(masks.device) if masks.is_cuda else contextlib.nullcontext():
         kernels().score_maps[grid](
             masks.contiguous(), matrix, labels, anomaly, count, h, w, height, width, classes, first, last, weight,
-            SCALE=scale, ROWS=rows, PAIRS=pairs, QUERIES=_QUERIES, num_warps=_WARPS, num_stages=_STAGES,
+            ROWS=rows, PAIRS=pairs, QUERIES=_QUERIES, num_warps=_WARPS, num_stages=_STAGES,
         )  # fmt: skip
     return labels, anomaly
 
 
-def usable(device: Any, dtype: Any, rows: int, scale: int = 4) -> bool:
+def usable(device: Any, dtype: Any, rows: int) -> bool:
     """Whether the kernel can be launched now. The first question on a device waits for its compiler; later ones never do."""
     if kernels() is None:
         return False
-    key = (device, dtype, scale, rows)
+    key = (device, dtype, rows)
     if key in _ready:
         return _ready[key]
     with _lock:
-        if not any(known[:3] == key[:3] for known in _ready):
-            _compile(device, dtype, scale, rows)
+        if not any(known[:2] == key[:2] for known in _ready):
+            _compile(device, dtype, rows)
             others = [other for other in _ROWS if other != rows]
             if _ready.get(key):
-                work = functools.partial(_compile_all, device, dtype, scale, others)
+                work = functools.partial(_compile_all, device, dtype, others)
                 # Not a daemon: the end of the process would stop it inside the compiler, and that aborts.
                 threading.Thread(target=work, name="scoring kernels").start()
     return _ready.get(key, False)
 
 
-def _compile_all(device: Any, dtype: Any, scale: int, sizes: list[int]) -> None:
+def _compile_all(device: Any, dtype: Any, sizes: list[int]) -> None:
     for rows in sizes:
         if not threading.main_thread().is_alive():
             return
         try:
-            _compile(device, dtype, scale, rows)
+            _compile(device, dtype, rows)
         except (RuntimeError, MemoryError) as error:
             log.warning("scoring of more than %d rows of words runs in PyTorch: %s", rows // 2, one_line(error))
 
 
-def _compile(device: Any, dtype: Any, scale: int, rows: int) -> None:
+def _compile(device: Any, dtype: Any, rows: int) -> None:
     """Compile by running it once on a small map."""
     import torch
 
     try:
         with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)), torch.inference_mode():
             masks = torch.zeros((_QUERIES, 16, 32), dtype=dtype, device=device)
-            launch(masks, torch.zeros((2, _QUERIES), device=device), None, 2, (16 * scale, 32 * scale), rows, scale=scale)
+            launch(masks, torch.zeros((2, _QUERIES), device=device), None, 2, (64, 128), rows)
             torch.cuda.current_stream(device).synchronize()
-        _ready[device, dtype, scale, rows] = True
+        _ready[device, dtype, rows] = True
     except Exception as error:  # Triton needs a C compiler and Python's headers, and fails in many ways
         if isinstance(error, (RuntimeError, MemoryError)) and is_out_of_memory(error):
             raise
-        _ready[device, dtype, scale, rows] = False
+        _ready[device, dtype, rows] = False
         log.warning("scoring runs in PyTorch: the Triton kernel could not be compiled (%s)", one_line(error))

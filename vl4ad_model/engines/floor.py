@@ -38,8 +38,7 @@ def measure_floor(network: FCCLIP, size: tuple[int, int], *, device: str, precis
     import torch
 
     dtype = torch.float16 if precision == "fp16" else torch.float32
-    stride = 2 if network.config.detail_channels else 4
-    values = network.config.queries * (size[0] // stride) * (size[1] // stride)
+    values = network.config.queries * (size[0] // 4) * (size[1] // 4)
     side, read = (8192, 1 << 30) if device.startswith("cuda") else (1024, 1 << 26)
     a = torch.randn(side, side, device=device, dtype=dtype)
     product = torch.empty_like(a)

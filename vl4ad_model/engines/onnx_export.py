@@ -1,9 +1,8 @@
 """The network as an ONNX file: static shapes, normalisation inside, no word of any vocabulary.
 
 Input `images`: (B, H, W, 3) uint8 RGB. Outputs, in this order and with these names for ever:
-`mask_logits` (B, N, H/4, W/4), of a network with `detail_channels` (B, N, H/2, W/2), `query_embeddings` (B, N, D) and, where asked
-for, `pooled_embeddings` (B, N, D) and `pooled_valid` (B, N) bool. Floats are float32, or float16 in half precision. See
-`MaskProposals` for what they mean.
+`mask_logits` (B, N, H/4, W/4), `query_embeddings` (B, N, D) and, where asked for, `pooled_embeddings` (B, N, D) and
+`pooled_valid` (B, N) bool. Floats are float32, or float16 in half precision. See `MaskProposals` for what they mean.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ def export(
 def export_backbone(network: FCCLIP, *, height: int, width: int, precision: str = "fp32") -> onnx.ModelProto:
     """The frozen image tower alone, with the same input: the yardstick of `vl4ad benchmark engines`."""
     names = [f"stride_{stride}" for stride in (4, 8, 16, 32)]
-    return _traced(network, lambda normalized: network.clip(normalized).pyramid[:4], (1, height, width, 3), names, precision)
+    return _traced(network, lambda normalized: network.clip(normalized).pyramid, (1, height, width, 3), names, precision)
 
 
 def _traced(

@@ -18,10 +18,9 @@ STRIDES = (4, 8, 16, 32)
 
 
 class ClipFeatures(NamedTuple):
-    """pyramid: maps at strides 4, 8, 16, 32, and at last the one at stride 2 where that was asked for; dense: the map
-    (B, C, H/32, W/32) that CLIP's own head pools."""
+    """pyramid: maps at strides 4, 8, 16, 32; dense: the map (B, C, H/32, W/32) that CLIP's own head pools."""
 
-    pyramid: tuple[Tensor, ...]
+    pyramid: tuple[Tensor, Tensor, Tensor, Tensor]
     dense: Tensor
 
 
@@ -65,26 +64,18 @@ class FrozenClip(nn.Module):
     """An open_clip model that only ever infers: always in evaluation mode, no parameter takes gradients.
 
     Image towers: `ModifiedResNet`, and `TimmModel` around any timm convolutional network with maps at strides 4 to 32.
-
-    Args:
-        detailed: give the map at stride 2, too, which some timm networks have.
-
-    Raises:
-        CheckpointError: the tower has no map at one of the strides.
     """
 
-    def __init__(self, model: nn.Module, *, detailed: bool = False) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
         visual = model.visual
         self.kind = "resnet" if hasattr(visual, "attnpool") else "timm"
         if self.kind == "resnet":
-            width = int(visual.conv3.out_channels)
-            self.pyramid_channels: tuple[int, ...] = (width * 4, width * 8, width * 16, width * 32)
-            if detailed:
-                raise CheckpointError("detail_channels: this image tower gives no feature map at stride 2")
+            width = visual.conv3.out_channels
+            self.pyramid_channels = (width * 4, width * 8, width * 16, width * 32)
         else:
-            self.pyramid_channels, self._feature_indices = _timm_levels(visual.trunk, (*STRIDES, 2) if detailed else STRIDES)
+            self.pyramid_channels, self._feature_indices = _timm_levels(visual.trunk)
         self.requires_grad_(False)
         self.eval()
 
@@ -122,8 +113,6 @@ class FrozenClip(nn.Module):
                 maps.append(x.contiguous())  # timm leaves them channels-last, which bends the last bits of all that follows
             return ClipFeatures(tuple(maps), trunk.norm_pre(x))
         dense, maps = trunk.forward_intermediates(images, indices=self._feature_indices)
-        if len(maps) > len(STRIDES):  # timm returns them from fine to coarse
-            maps = [*maps[1:], maps[0]]
         return ClipFeatures(tuple(maps), dense)
 
     def pool(self, dense: Tensor, mask_logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,13 +190,13 @@ class FrozenClip(nn.Module):
         return self.model.logit_scale  # type: ignore[return-value]
 
 
-def _timm_levels(trunk: nn.Module, strides: tuple[int, ...]) -> tuple[tuple[int, ...], list[int]]:
-    """Channels at `strides` of a timm network and which of its features they are."""
+def _timm_levels(trunk: nn.Module) -> tuple[tuple[int, int, int, int], list[int]]:
+    """Channels at strides 4, 8, 16, 32 of a timm network and which of its features they are."""
     info = trunk.feature_info
     entries = info.info if hasattr(info, "info") else info
     by_stride = {entry["reduction"]: (entry["num_chs"], index) for index, entry in enumerate(entries)}
-    missing = [stride for stride in strides if stride not in by_stride]
+    missing = [stride for stride in STRIDES if stride not in by_stride]
     if missing:
         raise CheckpointError(f"image tower {type(trunk).__name__} has no feature map at stride {missing[0]}")
-    levels = [by_stride[stride] for stride in strides]
-    return tuple(channels for channels, _ in levels), [index for _, index in levels]
+    levels = [by_stride[stride] for stride in STRIDES]
+    return tuple(channels for channels, _ in levels), [index for _, index in levels]  # type: ignore[return-value]

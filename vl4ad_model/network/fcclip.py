@@ -35,7 +35,6 @@ class FCCLIPConfig:
         mask_channels: width of the mask features at stride 4; 0 = `channels`.
         refined: residual blocks at strides 8 and 4 (see `PixelDecoder`).
         extra_blocks: how many more of them at strides 16, 8 and 4.
-        detail_channels: width of the features at stride 2 that masks are made of; 0 = masks at stride 4, of the mask features.
         anchored_queries: in training, query k stood for known class k; whoever trains on should know.
         class_hidden: hidden width of the class embedding; 0 = `channels`.
         linear_naming: the out-of-vocabulary branch is the mask decoder's own (`MaskDecoder.naming`), not CLIP's pooled features.
@@ -65,7 +64,6 @@ class FCCLIPConfig:
     mask_channels: int = 0
     refined: bool = False
     extra_blocks: tuple[int, int, int] = (0, 0, 0)
-    detail_channels: int = 0
     anchored_queries: bool = False
     queries: int = 250
     decoder_layers: int = 9
@@ -113,7 +111,7 @@ class FCCLIP(nn.Module):
     def __init__(self, config: FCCLIPConfig) -> None:
         super().__init__()
         self.config = config
-        self.clip = FrozenClip(build_open_clip(config.clip_model, config.clip_config), detailed=config.detail_channels > 0)
+        self.clip = FrozenClip(build_open_clip(config.clip_model, config.clip_config))
         self.pixel_decoder = PixelDecoder(
             self.clip.pyramid_channels,
             config.channels,
@@ -127,7 +125,6 @@ class FCCLIP(nn.Module):
             mask_channels=config.mask_channels,
             refined=config.refined,
             extra_blocks=config.extra_blocks,
-            detail_channels=config.detail_channels,
         )
         self.mask_decoder = MaskDecoder(
             config.channels,
@@ -138,7 +135,6 @@ class FCCLIP(nn.Module):
             feedforward=config.decoder_feedforward,
             class_hidden=config.class_hidden or config.channels,
             mask_channels=config.mask_channels or config.channels,
-            detail_channels=config.detail_channels,
             linear_naming=config.linear_naming,
         )
         self.void_embedding = nn.Embedding(1, self.clip.embed_dim)

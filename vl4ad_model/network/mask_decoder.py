@@ -155,11 +155,6 @@ def _pixel_rows(features: Tensor) -> Tensor:
     return features.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def _masks(embedding: Tensor, rows: Tensor, like: Tensor) -> Tensor:
-    """(B, N, C) and (B, h * w, C) pixels of a map `like` (B, C, h, w) to masks (B, N, h, w)."""
-    return torch.bmm(embedding, rows.transpose(1, 2)).view(like.shape[0], -1, like.shape[-2], like.shape[-1])
-
-
 class MaskDecoder(nn.Module):
     """Masked-attention transformer decoder (Mask2Former) with FC-CLIP's class embedding.
 
@@ -167,7 +162,6 @@ class MaskDecoder(nn.Module):
         channels: width of queries and feature maps.
         embed_dim: D, the dimension of CLIP's joint space.
         layers: decoder layers; layer i looks at level i modulo 3.
-        detail_channels: of what masks at stride 2 are made of (`PixelFeatures.detail`); 0 = masks at stride 4.
         linear_naming: have an out-of-vocabulary branch of its own, `naming`: a linear map of the mask features pooled in a mask,
             fitted by `training.naming`.
     """
@@ -183,7 +177,6 @@ class MaskDecoder(nn.Module):
         feedforward: int,
         class_hidden: int,
         mask_channels: int,
-        detail_channels: int = 0,
         linear_naming: bool = False,
     ) -> None:
         super().__init__()
@@ -195,7 +188,7 @@ class MaskDecoder(nn.Module):
         self.query_feat = nn.Embedding(queries, channels)
         self.query_embed = nn.Embedding(queries, channels)
         self.level_embed = nn.Embedding(3, channels)
-        self.mask_embed = MLP(channels, channels, detail_channels or mask_channels, 3)
+        self.mask_embed = MLP(channels, channels, mask_channels, 3)
         self._mask_pooling_proj = nn.Sequential(nn.LayerNorm(mask_channels), nn.Linear(mask_channels, channels))
         self.class_embed = MLP(channels, class_hidden, embed_dim, 3)
         self.naming = nn.Linear(mask_channels, embed_dim) if linear_naming else None
@@ -237,15 +230,14 @@ class MaskDecoder(nn.Module):
             features: what the pixel decoder made.
             every_head: also return the predictions before the first and after every layer but the last, which only
                 training with deep supervision wants.
-            point_features: (B, C, P) what masks are made of, sampled at points; the masks are then returned there. A mask is linear
-                in it, so this is the whole mask sampled at these points, and the gradient of 15,000 pixels per mask need not be
-                computed for 4,000 points.
+            point_features: (B, C, P) mask features sampled at points; the masks are then returned there. A mask is linear in
+                the mask features, so this is the whole mask sampled at these points, and the gradient of 15,000 pixels per
+                mask need not be computed for 4,000 points.
 
         Returns:
             The last head's `QueryMasks`, or those of all heads in order.
         """
         mask_features = features.mask_features
-        narrow = mask_features if features.narrow is None else features.narrow
         batch, channels = mask_features.shape[0], self.query_feat.weight.shape[1]
         memories, keys, small_features = [], [], []
         for index, level in enumerate(features.levels):
@@ -254,9 +246,9 @@ class MaskDecoder(nn.Module):
             memory = level.flatten(2).transpose(1, 2) + self.level_embed.weight[index]
             memories.append(memory)
             keys.append(memory + position.flatten(1).T)
-            small = F.interpolate(narrow, size=(height, width), mode="bilinear", align_corners=False)
+            small = F.interpolate(mask_features, size=(height, width), mode="bilinear", align_corners=False)
             small_features.append(_pixel_rows(small))
-        pixel_rows = _pixel_rows(narrow)
+        pixel_rows = _pixel_rows(mask_features)
         query_position = self.query_embed.weight[None]
         queries = self.query_feat.weight[None].expand(batch, -1, -1)
 
@@ -267,14 +259,13 @@ class MaskDecoder(nn.Module):
             last = layer == self.num_layers
             if last or every_head:
                 with torch.set_grad_enabled(torch.is_grad_enabled() and point_features is None):
-                    mask_logits = _masks(mask_embedding, pixel_rows, mask_features)
+                    mask_logits = torch.bmm(mask_embedding, pixel_rows.transpose(1, 2)).view(
+                        batch, -1, mask_features.shape[-2], mask_features.shape[-1]
+                    )
                 pooled = pool_over_masks(mask_features, mask_logits)
                 named = self.naming(pooled) if self.naming is not None and point_features is None else None
-                if point_features is not None:
-                    mask_logits = torch.bmm(mask_embedding, point_features)
-                elif features.detail is not None:
-                    mask_logits = _masks(mask_embedding, _pixel_rows(features.detail), features.detail)
-                heads.append(QueryMasks(mask_logits, self.embed_queries(decoded, pooled), named))
+                at_points = mask_logits if point_features is None else torch.bmm(mask_embedding, point_features)
+                heads.append(QueryMasks(at_points, self.embed_queries(decoded, pooled), named))
             if last:
                 break
             level_index = layer % len(memories)

@@ -14,19 +14,10 @@ from vl4ad_model.network.position import reference_points, sine_position_embeddi
 
 
 class PixelFeatures(NamedTuple):
-    """What the mask decoder looks at.
-
-    Attributes:
-        mask_features: (B, C, H/4, W/4); what lies under a mask is their mean. Without `detail` masks are made of them, too.
-        levels: three maps (B, C, h, w) at strides 32, 16, 8, in that order.
-        narrow, detail: (B, c, H/4, W/4) and (B, c, H/2, W/2), what masks are made of in a decoder with `detail_channels`: while it
-            still looks, and in the end.
-    """
+    """mask_features (B, C, H/4, W/4); levels: three maps (B, C, h, w) at strides 32, 16, 8, in that order."""
 
     mask_features: Tensor
     levels: list[Tensor]
-    narrow: Tensor | None = None
-    detail: Tensor | None = None
 
 
 class GroupNorm(nn.GroupNorm):
@@ -109,34 +100,6 @@ class Refinement(nn.Module):
         return x + self.back(F.relu(self.hidden(self.around(x))))
 
 
-class Detail(nn.Module):
-    """Masks at stride 2, which know where in a cell of stride 4 a thin thing lies, at the price of those at stride 4.
-
-    A mask of a hundred thousand pixels is made of 16 numbers per pixel as well as of 64: more than 99.8 % of the pixels of the tiny
-    model's masks stay on their side. It starts as the narrow features upsampled.
-
-    Args:
-        inputs: channels of the backbone's map at stride 2.
-        coarse: channels of the mask features at stride 4.
-        channels: of the results.
-    """
-
-    def __init__(self, inputs: int, coarse: int, channels: int) -> None:
-        super().__init__()
-        self.lateral = nn.Conv2d(inputs, channels, kernel_size=1)
-        self.narrow = nn.Conv2d(coarse, channels, kernel_size=1, bias=False)
-        self.around = nn.Conv2d(channels, channels, kernel_size=3, padding=1, groups=channels)
-        self.back = nn.Conv2d(channels, channels, kernel_size=1)
-        nn.init.zeros_(self.back.weight)
-        nn.init.zeros_(self.back.bias)
-
-    def forward(self, fine: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, inputs, H/2, W/2) and (B, coarse, H/4, W/4) to (B, channels, H/4, W/4) and (B, channels, H/2, W/2)."""
-        narrow = self.narrow(coarse)
-        wide = F.interpolate(narrow, scale_factor=2, mode="bilinear", align_corners=False)
-        return narrow, wide + self.back(F.relu(self.around(F.relu(self.lateral(fine) + wide))))
-
-
 class PixelDecoder(nn.Module):
     """Deformable attention over strides 32, 16 and 8, then one FPN step (bilinear) to stride 4.
 
@@ -150,13 +113,11 @@ class PixelDecoder(nn.Module):
         mask_channels: width of the mask features; 0 = `channels`. Everything at stride 4 is bound by memory, so this is its price.
         refined: a `Refinement` each at strides 8 and 4; a depthwise FPN alone hardly mixes what it adds up.
         extra_blocks: further ones at strides 16, 8 and 4.
-        detail_channels: width of the features that masks at stride 2 are made of; `in_channels` then ends with that of the
-            pyramid's map at stride 2. 0 = masks at stride 4.
     """
 
     def __init__(
         self,
-        in_channels: tuple[int, ...],
+        in_channels: tuple[int, int, int, int],
         channels: int,
         *,
         layers: int,
@@ -169,7 +130,6 @@ class PixelDecoder(nn.Module):
         mask_channels: int = 0,
         refined: bool = False,
         extra_blocks: tuple[int, int, int] = (0, 0, 0),
-        detail_channels: int = 0,
     ) -> None:
         super().__init__()
         if encoder_levels not in (2, 3):
@@ -178,7 +138,7 @@ class PixelDecoder(nn.Module):
         fine = mask_channels or channels
         self.input_proj = nn.ModuleList(
             nn.Sequential(nn.Conv2d(inputs, channels, kernel_size=1), GroupNorm(norm_groups, channels))
-            for inputs in in_channels[3 : 3 - encoder_levels : -1]
+            for inputs in in_channels[: 3 - encoder_levels : -1]
         )
         for projection in self.input_proj:
             nn.init.xavier_uniform_(projection[0].weight)
@@ -200,11 +160,10 @@ class PixelDecoder(nn.Module):
         self.mask_features = nn.Conv2d(fine, fine, kernel_size=1)
         nn.init.kaiming_uniform_(self.mask_features.weight, a=1)
         nn.init.zeros_(self.mask_features.bias)
-        self.detail = Detail(in_channels[4], fine, detail_channels) if detail_channels else None
 
-    def forward(self, pyramid: tuple[Tensor, ...]) -> PixelFeatures:
-        """Pyramid maps at strides 4, 8, 16, 32 (and 2, with `detail_channels`) to `PixelFeatures`."""
-        res2, res3, res4, res5 = pyramid[:4]
+    def forward(self, pyramid: tuple[Tensor, Tensor, Tensor, Tensor]) -> PixelFeatures:
+        """Pyramid maps at strides 4, 8, 16, 32 to `PixelFeatures`."""
+        res2, res3, res4, res5 = pyramid
         maps = [project(m) for project, m in zip(self.input_proj, (res5, res4, res3)[: self.encoder_levels], strict=True)]
         levels = self.transformer(maps)
         levels[1] = self.extra_3(levels[1])
@@ -216,7 +175,4 @@ class PixelDecoder(nn.Module):
         lateral = self.adapter_1(res2)
         coarse = self.narrow(levels[-1])
         fine = lateral + F.interpolate(coarse, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
-        mask_features = self.mask_features(self.extra_1(self.refine_1(F.relu(self.layer_1(fine)))))
-        if self.detail is None:
-            return PixelFeatures(mask_features, levels)
-        return PixelFeatures(mask_features, levels, *self.detail(pyramid[4], mask_features))
+        return PixelFeatures(self.mask_features(self.extra_1(self.refine_1(F.relu(self.layer_1(fine))))), levels)

@@ -17,7 +17,7 @@ class MaskProposals:
     """Mask proposals of a batch of images. They do not depend on any vocabulary; text enters only in scoring.
 
     Attributes:
-        mask_logits: (B, N, h, w) float; h x w is `padded_size` / 4, or / 2 in a network with `detail_channels`.
+        mask_logits: (B, N, h, w) float; h x w is `padded_size` / 4.
         query_embeddings: (B, N, D) float, not normalised; compared with text by cosine (the in-vocabulary branch).
         pooled_embeddings: (B, N, D) float, CLIP's own dense features pooled over each mask and passed through CLIP's head
             (the out-of-vocabulary branch), not normalised; None where the branch was not asked for.

@@ -42,8 +42,6 @@ class TrainingConfig:
         start_from_weights: start from the model's present decoder weights (fine-tuning) instead of fresh ones.
         refined: give the decoder residual blocks at strides 8 and 4 if it has none; they start as the identity.
         extra_blocks: how many further such blocks the decoder has at strides 16, 8 and 4; None = as many as the model's.
-        detail_channels: width of the features that masks at stride 2 are made of; 0 = masks at stride 4; None = as the model's. A
-            trained decoder that is given them starts with nearly the masks it had.
         decoder_layers: of the mask decoder; 0 = as many as the model has. New ones after the old ones start as the identity, too.
         data: images to learn from.
         validation: images that decide about early stopping and the best checkpoint; empty = keep the last.
@@ -79,7 +77,6 @@ class TrainingConfig:
     start_from_weights: bool = False
     refined: bool = False
     extra_blocks: tuple[int, int, int] | None = None
-    detail_channels: int | None = None
     decoder_layers: int = 0
     crop: tuple[int, int] = (512, 1024)
     scales: tuple[float, float] = (0.5, 2.0)
@@ -164,8 +161,8 @@ class TrainingConfig:
                 if not isinstance(value, list) or len(value) != count:
                     raise TrainingError(f"'{name}' needs {('two', 'three')[count - 2]} numbers, not {value!r:.60}")
                 ready[name] = tuple(_of_type(name, part, kind) for part in value)
-            elif types[name] in (bool | None, int | None):
-                ready[name] = None if value is None else _of_type(name, value, typing.get_args(types[name])[0])
+            elif types[name] == bool | None:
+                ready[name] = None if value is None else _of_type(name, value, bool)
             else:
                 ready[name] = _of_type(name, value, types[name])
         config = cls(**ready)
@@ -192,7 +189,6 @@ class TrainingConfig:
         for name in ("paraphrased", "rare_crops"):
             need(0 <= getattr(self, name) <= 1, f"'{name}' is a share: it must be in [0, 1]")
         need(all(count >= 0 for count in self.extra_blocks or ()), "'extra_blocks' must not be negative")
-        need((self.detail_channels or 0) >= 0, "'detail_channels' must not be negative; 0 = masks at stride 4")
         need(self.decoder_layers >= 0, "'decoder_layers' must not be negative; 0 = as many as the model has")
         need(self.threads >= 0, "'threads' must not be negative; 0 = the library's default")
         need(0 <= self.ema_decay < 1, "'ema_decay' must be in [0, 1)")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vl4ad_model.network.fcclip import FCCLIP
 
-Pyramid = tuple[Tensor, ...]
+Pyramid = tuple[Tensor, Tensor, Tensor, Tensor]
 Labels = TypeVar("Labels")
 Hazards = TypeVar("Hazards")
 
@@ -55,8 +55,8 @@ def frozen_pyramid(
         if tuple(images.shape) != (batch, 3, *size):
             return eager(images)
         request.infer([images.float().numpy()])
-        outputs = (torch.from_numpy(request.get_output_tensor(i).data) for i in range(len(model.outputs)))
-        return tuple(output.clone(memory_format=torch.channels_last) for output in outputs)
+        maps = (torch.from_numpy(request.get_output_tensor(i).data).clone(memory_format=torch.channels_last) for i in range(4))
+        return tuple(maps)  # type: ignore[return-value]
 
     return run
 

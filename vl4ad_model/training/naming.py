@@ -66,7 +66,7 @@ def answers_of(network: FCCLIP, maps: Pyramid, labels: Tensor, things: Tensor, e
     """
     decoder = network.mask_decoder
     features = network.pixel_decoder(maps)
-    (last,) = decoder(features._replace(detail=None))  # as the branch pools them
+    (last,) = decoder(features)
     pooled = pool_over_masks(features.mask_features, last.mask_logits)
     inside = (last.mask_logits > 0).flatten(2).float()
     stride = labels.shape[-1] // last.mask_logits.shape[-1]

@@ -33,7 +33,7 @@ from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
 from vl4ad_model.network.mask_decoder import QueryMasks
 from vl4ad_model.scoring import MAX_LOGIT_SCALE
 from vl4ad_model.training import data as frames_on_disk
-from vl4ad_model.training import naming, narrowing
+from vl4ad_model.training import naming
 from vl4ad_model.training.augmentation import CutOuts, SeenThings, augment
 from vl4ad_model.training.config import TrainingConfig
 from vl4ad_model.training.features import Pyramid, frozen_pyramid, with_pyramids
@@ -57,7 +57,6 @@ EASY, HAZARD = 0.2, 3.0  # weights in the name loss of known classes, and of ren
 SHARPER = (1.0, 1.25, 1.5, 2.0, 2.5)  # factors on the logit scale that `sharpen` tries
 SMALLEST_SHARPENING = 1e-3  # what a larger one must gain
 LOGIT_SCALE = "mask_decoder.logit_scale"
-NARROWED_FRAMES = 150  # what a trained decoder's narrow masks are fitted to
 SMALLEST_SEGMENT = 12  # pixels of a crop; less is ignored
 
 
@@ -116,8 +115,7 @@ class Decoder(nn.Module):
         """Every head, its masks at flat indices `points` (B, P) of `size`; the class embeddings (B, Q, D) of the single pixels
         `named` (B, Q); void; logit scale."""
         features = self.pixel_decoder(pyramid)
-        finest = features.mask_features if features.detail is None else features.detail
-        heads = self.mask_decoder(features, every_head=True, point_features=at_points(finest, points, size))
+        heads = self.mask_decoder(features, every_head=True, point_features=at_points(features.mask_features, points, size))
         of_points = None
         if named is not None:
             single = at_points(features.mask_features, named, size).transpose(1, 2)
@@ -152,7 +150,6 @@ class Trainer:
         if self.world > 1 and not torch.distributed.is_initialized():
             torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         self._files = [f for source in config.data for f in frames_on_disk.find_frames(source) for _ in range(source.repeat)]
-        self.vocabulary = Vocabulary.from_yaml(config.vocabulary) if config.vocabulary else Vocabulary.cityscapes()
         self._load_network()
         self._load_words()
         self._load_validation()
@@ -183,8 +180,6 @@ class Trainer:
             self.network = FCCLIP(self.model_config)
             if self.config.start_from_weights:
                 self.network.mask_decoder.start_as_identity(had.decoder_layers)
-                if self.model_config.detail_channels != had.detail_channels:
-                    trained = self._narrowed(trained)
             kept = {key: value for key, value in trained.items() if self.config.start_from_weights or key.startswith("clip.")}
             self.network.load_state_dict({**self.network.state_dict(), **kept})
         anchored = self.config.anchored_queries
@@ -198,17 +193,6 @@ class Trainer:
         self._clip_files = files.clip
         self._frozen = _fingerprint(self.network.clip)
 
-    def _narrowed(self, trained: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The state of a trained decoder that now makes its masks of `detail_channels` numbers per pixel: nearly the same masks."""
-        before, _ = registry.build_network(registry.locate(self.config.model))
-        few = list(dict.fromkeys(self._files))
-        frames = (frames_on_disk.read_frame(f, self.vocabulary.known_count) for f in few[:: max(1, len(few) // NARROWED_FRAMES)])
-        seen = (
-            (torch.from_numpy(np.ascontiguousarray(f.rgb.transpose(2, 0, 1)))[None], torch.from_numpy(f.labels.astype(np.int64)))
-            for f in frames
-        )
-        return trained | narrowing.narrowed(before, seen, self.model_config.detail_channels)
-
     def _grown(self, had: FCCLIPConfig) -> FCCLIPConfig:
         """The model's configuration with what this run gives it.
 
@@ -218,22 +202,13 @@ class Trainer:
         config = self.config
         layers = config.decoder_layers or had.decoder_layers
         blocks = had.extra_blocks if config.extra_blocks is None else config.extra_blocks
-        detail = had.detail_channels if config.detail_channels is None else config.detail_channels
-        if config.start_from_weights and had.detail_channels not in (0, detail):
-            raise TrainingError(f"start_from_weights: the model's detail_channels are {had.detail_channels} and cannot change")
         fewer = layers < had.decoder_layers or any(new < old for new, old in zip(blocks, had.extra_blocks, strict=True))
         if config.start_from_weights and fewer:
             raise TrainingError(
                 f"start_from_weights: the model has {had.decoder_layers} decoder layers and extra blocks {list(had.extra_blocks)}; "
                 "'decoder_layers' and 'extra_blocks' can only be as many or more"
             )
-        new = dataclasses.replace(
-            had,
-            refined=had.refined or config.refined,
-            extra_blocks=tuple(blocks),
-            decoder_layers=layers,
-            detail_channels=detail,
-        )
+        new = dataclasses.replace(had, refined=had.refined or config.refined, extra_blocks=tuple(blocks), decoder_layers=layers)
         if config.start_from_weights or not had.linear_naming:
             return new
         # That branch names another decoder's features, and its words are not this run's.
@@ -241,6 +216,7 @@ class Trainer:
 
     def _load_words(self) -> None:
         config = self.config
+        self.vocabulary = Vocabulary.from_yaml(config.vocabulary) if config.vocabulary else Vocabulary.cityscapes()
         self.cutouts = CutOuts.load(config.cutouts) if config.cutouts else None
         tokenize, end_token = tokenizer(self.model_config.clip_model, self.model_config.clip_config)
         self.text = prompts.TextEncoder(

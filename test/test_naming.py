@@ -131,7 +131,9 @@ def test_fitting_names_changes_nothing_else_of_the_decoder(copied, tmp_path):
     assert result.exit_code == 0, result.output
     assert f"{copied} can judge names" in result.stdout.replace("\n", "")
     after = read_tensors(copied / "decoder.safetensors")
-    assert {key for key in after if not torch.equal(before[key], after[key])} == {
+    # The words' embeddings are computed anew; another processor may round the last of their eleven bits the other way.
+    assert torch.allclose(before["training_rows"], after["training_rows"], atol=1e-3, rtol=0)
+    assert {key for key in after if not torch.equal(before[key], after[key])} - {"training_rows"} == {
         "mask_decoder.naming.weight", "mask_decoder.naming.bias"
     }  # fmt: skip
     network, config = registry.build_network(registry.locate(copied))

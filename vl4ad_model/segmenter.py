@@ -58,8 +58,9 @@ class Words:
     @property
     def related(self) -> str:
         """Words that training did not use and what they are also read as; empty where there are none."""
-        also = (f" (read as '{trained}', too)" if trained else "" for _, trained in self.classifier.related)
-        return ", ".join(f"'{word}'{read}" for (word, _), read in zip(self.classifier.related, also, strict=True))
+        return ", ".join(
+            f"'{word}' (read as '{trained}', too)" if trained else f"'{word}'" for word, trained in self.classifier.related
+        )
 
 
 class Segmenter:

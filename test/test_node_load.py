@@ -105,8 +105,10 @@ def test_a_threshold_set_together_with_words_begins_with_their_first_frame():
                 assert user.set_parameters_together({"hazard_prompts": hazards, "anomaly_threshold": threshold}) == (True, "")
                 user.wait_for(lambda c, count=count: len(c.labels) == count)
             time.sleep(1.0)
+        # Copied at once: images that are under way still arrive in the client's thread.
         shares = {
-            stamp: (pixels(received.message) == 255).mean() for stamp, received in user.collected.outputs["anomaly_mask"].items()
+            stamp: (pixels(received.message) == 255).mean()
+            for stamp, received in user.collected.outputs["anomaly_mask"].copy().items()
         }
         after = [labels.content["after"][""] for labels in user.collected.labels]
     assert set(shares) <= set(camera.sent)
@@ -126,7 +128,7 @@ def test_more_images_than_it_can_take_cost_neither_memory_nor_age():
         assert user.wait_for(lambda c: len(c.outputs["segmentation"]) >= start + 25, timeout=120)
         late = detector.memory_mb()
         camera.stopping.set()
-        received = [(stamp, entry.when) for stamp, entry in user.collected.outputs["segmentation"].items()]
+        received = [(stamp, entry.when) for stamp, entry in user.collected.outputs["segmentation"].copy().items()]
         user.wait_for(lambda c: int(c.diagnostics["vl4ad_detector: camera"]["dropped (replaced by a newer image)"]) > 0, timeout=5)
         counts = user.collected.diagnostics["vl4ad_detector: camera"]
         sent = len(camera.sent)

@@ -63,6 +63,11 @@ class SeenThings:
         self._hazards, self._each = hazards, each
         self._kinds: dict[str, deque[tuple[np.ndarray, np.ndarray, str]]] = {}
 
+    @property
+    def kinds(self) -> dict[str, deque[tuple[np.ndarray, np.ndarray, str]]]:
+        """What is remembered, by kind: RGB, labels (255 = not of the thing), and the hazard's name or ""."""
+        return self._kinds
+
     def remember(self, frame: Frame) -> None:
         """Keep the hazards of a frame, and its rare known things that are whole."""
         present = set(np.unique(frame.labels).tolist())

@@ -64,6 +64,7 @@ class TrainingConfig:
         precision: fp32, fp16 (CUDA) or bf16.
         validate_every, checkpoint_every: in steps.
         patience: validations without improvement before training stops; 0 = never.
+        crops_on_device: keep all frames in the device's memory and make crops there; for a GPU, and frames of one size.
         seed, workers: of sampling, and processes that load images.
         threads: CPU threads; 0 = the library's default.
         compiled_backbone: where the device is a CPU and OpenVINO is installed, run the frozen CLIP through it: much faster.
@@ -104,6 +105,7 @@ class TrainingConfig:
     validation_images: int = 60
     checkpoint_every: int = 250
     patience: int = 0
+    crops_on_device: bool = False
     seed: int = 0
     workers: int = 1
     threads: int = 0

@@ -19,7 +19,7 @@ Hazards = TypeVar("Hazards")
 
 
 def frozen_pyramid(
-    network: FCCLIP, size: tuple[int, int], batch: int, *, compiled: bool, threads: int = 1
+    network: FCCLIP, size: tuple[int, int], batch: int, *, compiled: bool, threads: int = 1, mixed: torch.dtype | None = None
 ) -> Callable[[Tensor], Pyramid]:
     """A function from float or uint8 RGB images (B, 3, H, W) in 0..255 to CLIP's pyramid, without gradients.
 
@@ -27,10 +27,11 @@ def frozen_pyramid(
         size: (height, width), multiples of 32. batch: of every call, where it is compiled.
         compiled: use OpenVINO (float32) where it is installed and the network is on the CPU.
         threads: of the compiled backbone.
+        mixed: half precision for a network on a GPU; None = float32.
     """
 
     def eager(images: Tensor) -> Pyramid:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cuda", dtype=mixed, enabled=mixed is not None and images.is_cuda):
             return network.clip(network.normalize(images)).pyramid
 
     if not compiled or network.pixel_mean.device.type != "cpu" or importlib.util.find_spec("openvino") is None:
@@ -69,7 +70,7 @@ def with_pyramids(
     On a CPU the maps of the next batch are made in a thread while the caller learns from the present one.
     """
     if device.type == "cuda":
-        yield from ((pyramid(images.to(device)), labels, hazards) for images, labels, hazards in batches)
+        yield from ((pyramid(images.to(device, non_blocking=True)), labels, hazards) for images, labels, hazards in batches)
         return
     with ThreadPoolExecutor(1) as pool:
         waiting = None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,6 +20,7 @@ from vl4ad_model.training.words import Words
 
 IGNORED = 255
 ABSENT, NOTHING = -2, -1
+PARTS = 64  # of an image, counted apart: on a GPU additions to one place wait for each other
 CELL = 4  # pixels, side of the cells by which `sample_points` finds what lies beside a segment
 # Names this alike are not told apart: whoever sees a "boulder" may say "rock".
 SAME_MEANING = 0.7
@@ -53,8 +55,12 @@ class Targets:
 
 def sizes_of_segments(flat: Tensor) -> Tensor:
     """(B, P) float: for each of the labels (B, P) int64 in 0..255, how many of its image's are the same."""
-    sizes = torch.zeros(len(flat), 256, device=flat.device).scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float32))
-    return sizes.gather(1, flat)
+    ones = torch.ones((), device=flat.device)
+    batch, pixels = flat.shape
+    parts = PARTS if flat.is_cuda and pixels % PARTS == 0 else 1
+    sizes = torch.zeros(batch, parts, 256, device=flat.device)
+    sizes.scatter_add_(2, flat.view(batch, parts, -1), ones.expand(batch, parts, pixels // parts))
+    return sizes.sum(dim=1).gather(1, flat)
 
 
 def sample_points(labels: Tensor, count: int, *, beside: bool = False) -> Tensor:
@@ -109,19 +115,19 @@ def name_loss(embeddings: Tensor, things: Tensor, weights: Tensor, words: Words,
         logit_scale: logarithm; not trained by this loss.
     """
     chosen = things >= 0
-    if not bool(chosen.any()):
-        return embeddings.sum() * 0
-    unit, things, weights = F.normalize(embeddings[chosen].float(), dim=-1), things[chosen], weights[chosen]
+    weights = torch.where(chosen, weights, 0.0)
+    unit = F.normalize(embeddings.float(), dim=-1)
     own = words.owners[None] == things[:, None]
-    # One of the thing's names at a time, drawn anew: a synonym is as right as the name.
-    draw = torch.multinomial(own.float(), 1)[:, 0]
+    # One of the thing's names at a time, drawn anew: a synonym is as right as the name. What is left out draws any word.
+    draw = torch.multinomial((own | ~chosen[:, None]).float(), 1)[:, 0]
+    scale = logit_scale.detach().exp().clamp_max(100.0)
     near = words.rows[draw] @ words.rows.T > SAME_MEANING
-    logits = (unit @ words.rows.T) * logit_scale.detach().exp().clamp_max(100.0)
+    logits = (unit @ words.rows.T) * scale
     logits = logits.masked_fill(own | near | (words.owners < 0)[None], float("-inf"))
-    right = (unit * words.rows[draw]).sum(-1, keepdim=True) * logit_scale.detach().exp().clamp_max(100.0)
+    right = (unit * words.rows[draw]).sum(-1, keepdim=True) * scale
     every = torch.cat((right, logits), dim=-1)
     each = F.cross_entropy(every, torch.zeros_like(draw), reduction="none")
-    return (each * weights).sum() / weights.sum()
+    return (each * weights).sum() / weights.sum().clamp_min(1e-6)
 
 
 def proposal_losses(
@@ -151,25 +157,25 @@ def proposal_losses(
     """
     point_labels = targets.labels.flatten(1).gather(1, points)
     valid = (point_labels != IGNORED).float()
-    sums = {name: heads[0].mask_logits.new_zeros((), dtype=torch.float32) for name in ("mask", "dice", "class", "map", "name")}
-    for head in heads:
-        logits = head.mask_logits.float()
-        of_class = class_logits(head.query_embeddings, words, void, logit_scale)
-        owner, column = _owners(logits, of_class, targets, point_labels, valid, words.void_column, weights, anchored)
-        mask, dice = _mask_losses(logits, owner, point_labels, valid)
-        sums["mask"] = sums["mask"] + mask
-        sums["dice"] = sums["dice"] + dice
-        sums["class"] = sums["class"] + _class_loss(of_class, owner, column, words.void_column, weights.no_object_weight, anchored)
-        if weights.name_weight:
-            sums["name"] = sums["name"] + _name_loss(
-                head.query_embeddings[:, anchored:], owner[:, anchored:], targets, words, logit_scale
-            ) / len(heads)
+    # All heads at once, (heads, B, ...): one launch instead of one per head, and one wait for the matching.
+    logits = torch.stack([head.mask_logits.float() for head in heads])
+    embeddings = torch.stack([head.query_embeddings for head in heads])
+    of_class = class_logits(embeddings, words, void, logit_scale)
+    owner, column = _owners(logits, of_class, targets, point_labels, valid, words.void_column, weights, anchored)
+    zero = logits.new_zeros(())
+    sums = dict.fromkeys(("mask", "dice", "class", "map", "name"), zero)
+    sums["mask"], sums["dice"] = _mask_losses(logits, owner, point_labels, valid)
+    sums["class"] = _class_loss(of_class, owner, column, words.void_column, weights.no_object_weight, anchored)
+    if weights.name_weight:
+        for of_head, owned in zip(embeddings, owner, strict=True):
+            of_queries = _name_loss(of_head[:, anchored:], owned[:, anchored:], targets, words, logit_scale)
+            sums["name"] = sums["name"] + of_queries / len(heads)
     if weights.name_weight and seen_points is not None:
         where, embeddings = seen_points
         segments = targets.labels.flatten(1).gather(1, where)
         sums["name"] = sums["name"] + _name_loss(embeddings, segments, targets, words, logit_scale)
     point_columns = _point_columns(point_labels, targets, words.void_column)
-    sums["map"] = map_loss(logits, of_class.softmax(dim=-1)[..., :-1], point_columns, valid)
+    sums["map"] = map_loss(logits[-1], of_class[-1].softmax(dim=-1)[..., :-1], point_columns, valid)
     count = len(heads)
     total = (
         weights.mask_weight * sums["mask"] / count
@@ -215,44 +221,50 @@ def _owners(
     weights: LossWeights,
     anchored: int,
 ) -> tuple[Tensor, Tensor]:
-    """(B, N) segment id each query answers for (NOTHING, or ABSENT for the query of a class that is not there), and its column."""
-    batch, queries, _ = logits.shape
-    owner = torch.full((batch, queries), NOTHING, dtype=torch.int64)
-    column = torch.full((batch, queries), void_column, dtype=torch.int64)
+    """(L, B, N) segment id each query of each head answers for (NOTHING, or ABSENT for the query of a class that is not there), and
+    its column."""
+    layers, batch, queries, _ = logits.shape
+    owner = np.full((layers, batch, queries), NOTHING, np.int64)
+    column = np.full((layers, batch, queries), void_column, np.int64)
     if anchored:
-        owner[:, :anchored] = ABSENT
+        owner[..., :anchored] = ABSENT
     free: list[list[int]] = []
     for image, columns in enumerate(targets.columns):
         for segment, of_segment in columns.items():
             if segment < anchored:
-                owner[image, segment], column[image, segment] = segment, of_segment
+                owner[:, image, segment], column[:, image, segment] = segment, of_segment
         free.append([segment for segment in columns if segment >= anchored])
     widest = max(map(len, free))
     if widest:
         # All images at once, padded with segments that no pixel has.
-        padded = [segments + [NOTHING] * (widest - len(segments)) for segments in free]
-        asked = [[columns.get(i, 0) for i in segments] for columns, segments in zip(targets.columns, padded, strict=True)]
-        ids = torch.tensor(padded, device=logits.device)
+        padded = np.array([segments + [NOTHING] * (widest - len(segments)) for segments in free])
+        asked = np.array(
+            [[columns.get(i, 0) for i in segments] for columns, segments in zip(targets.columns, padded.tolist(), strict=True)]
+        )
+        ids = torch.from_numpy(padded).to(logits.device)
         with torch.no_grad():
             costs = match_cost(
-                of_class[:, anchored:].softmax(-1),
-                logits[:, anchored:],
-                torch.tensor(asked, device=logits.device),
+                of_class[..., anchored:, :].softmax(-1),
+                logits[..., anchored:, :],
+                torch.from_numpy(asked).to(logits.device),
                 point_labels[:, None] == ids[..., None],
                 valid,
                 class_weight=weights.class_weight,
                 mask_weight=weights.mask_weight,
                 dice_weight=weights.dice_weight,
             ).cpu()
-        for image, (cost, segments_of) in enumerate(zip(costs, free, strict=True)):
-            rows, segments = assign(cost[:, : len(segments_of)])
-            for row, segment in zip(rows.tolist(), segments.tolist(), strict=True):
-                owner[image, anchored + row] = segments_of[segment]
-                column[image, anchored + row] = targets.columns[image][segments_of[segment]]
-    return owner.to(logits.device), column.to(logits.device)
+        for layer in range(layers):
+            for image, segments_of in enumerate(free):
+                if not segments_of:
+                    continue
+                rows, segments = (part.numpy() for part in assign(costs[layer, image, :, : len(segments_of)]))
+                owner[layer, image, anchored + rows] = padded[image, segments]
+                column[layer, image, anchored + rows] = asked[image, segments]
+    return torch.from_numpy(owner).to(logits.device), torch.from_numpy(column).to(logits.device)
 
 
 def _mask_losses(logits: Tensor, owner: Tensor, point_labels: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and dice, the mean over each head's queries with an owner, summed over the heads."""
     owned, absent = owner >= 0, owner == ABSENT
     target = (point_labels[:, None] == owner[..., None]).to(logits.dtype)
     count = valid.sum(-1)[:, None].clamp_min(1)
@@ -260,21 +272,21 @@ def _mask_losses(logits: Tensor, owner: Tensor, point_labels: Tensor, valid: Ten
     scores = logits.sigmoid() * valid[:, None]
     target = target * valid[:, None]
     dice = 1 - (2 * (scores * target).sum(-1) + 1) / (scores.sum(-1) + target.sum(-1) + 1)
-    number = owned.sum().clamp_min(1)
-    return (cross_entropy * (owned | absent)).sum() / number, (dice * owned).sum() / number
+    number = owned.sum((1, 2)).clamp_min(1)
+    return ((cross_entropy * (owned | absent)).sum((1, 2)) / number).sum(), ((dice * owned).sum((1, 2)) / number).sum()
 
 
 def _class_loss(of_class: Tensor, owner: Tensor, column: Tensor, void_column: int, no_object: float, anchored: int) -> Tensor:
-    loss = F.cross_entropy(of_class.flatten(0, 1), column.flatten(), reduction="none").view(owner.shape)
+    loss = F.cross_entropy(of_class.flatten(0, 2), column.flatten(), reduction="none").view(owner.shape)
     weight = torch.where(owner >= 0, 1.0, no_object).to(loss.dtype)
     # The query of a class that is not in view has nothing to be named; the map loss keeps its mask empty.
     weight = torch.where(owner == ABSENT, torch.zeros_like(weight), weight)
-    return (loss * weight).sum() / weight.sum().clamp_min(1e-6)
+    return ((loss * weight).sum((1, 2)) / weight.sum((1, 2)).clamp_min(1e-6)).sum()
 
 
 def _point_columns(point_labels: Tensor, targets: Targets, void_column: int) -> Tensor:
-    table = torch.full((len(targets.columns), 256), void_column, dtype=torch.int64)
+    table = np.full((len(targets.columns), 256), void_column, np.int64)
     for image, columns in enumerate(targets.columns):
         for segment, column in columns.items():
             table[image, segment] = column
-    return table.to(point_labels.device).gather(1, point_labels)
+    return torch.from_numpy(table).to(point_labels.device).gather(1, point_labels)

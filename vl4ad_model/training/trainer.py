@@ -36,6 +36,7 @@ from vl4ad_model.training import data as frames_on_disk
 from vl4ad_model.training import naming
 from vl4ad_model.training.augmentation import CutOuts, SeenThings, augment
 from vl4ad_model.training.config import TrainingConfig
+from vl4ad_model.training.device_crops import DeviceCrops, quiet_worker
 from vl4ad_model.training.features import Pyramid, frozen_pyramid, with_pyramids
 from vl4ad_model.training.losses import (
     IGNORED,
@@ -52,10 +53,13 @@ from vl4ad_model.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 SMALLEST_GAIN = 1e-4
+REPORT_EVERY = 25  # steps
+LOSSES = ("total", "mask", "dice", "class", "map", "name")
 NAMED_POINTS = 96  # single pixels per image that the name loss asks for
 EASY, HAZARD = 0.2, 3.0  # weights in the name loss of known classes, and of rendered hazard types; cut-outs have 1
 SHARPER = (1.0, 1.25, 1.5, 2.0, 2.5)  # factors on the logit scale that `sharpen` tries
 SMALLEST_SHARPENING = 1e-3  # what a larger one must gain
+MIXED = {"fp16": torch.float16, "bf16": torch.bfloat16}
 LOGIT_SCALE = "mask_decoder.logit_scale"
 SMALLEST_SEGMENT = 12  # pixels of a crop; less is ignored
 
@@ -147,6 +151,7 @@ class Trainer:
             raise TrainingError("training in fp16 needs a GPU: use precision bf16 or fp32 on a CPU")
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+            torch.backends.cudnn.benchmark = True  # crops have one size
         if self.world > 1 and not torch.distributed.is_initialized():
             torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
         self._files = [f for source in config.data for f in frames_on_disk.find_frames(source) for _ in range(source.repeat)]
@@ -162,7 +167,9 @@ class Trainer:
             # Absent classes leave queries without a loss in some steps.
             self._wrapped = nn.parallel.DistributedDataParallel(self._decoder, device_ids=ids, find_unused_parameters=True)
         self._averaged = copy.deepcopy(self._decoder) if config.ema_decay else self._decoder
-        self._optimizer = torch.optim.AdamW(_groups(self._decoder, config.weight_decay), lr=config.learning_rate)
+        self._optimizer = torch.optim.AdamW(
+            _groups(self._decoder, config.weight_decay), lr=config.learning_rate, fused=self.device.type == "cuda"
+        )
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.step, self.best, self._since_best = 0, -math.inf, 0
         self._resume()
@@ -248,22 +255,26 @@ class Trainer:
         """Train to the last step or until patience ends. Returns the last validation."""
         config = self.config
         weights = LossWeights(*(getattr(config, field.name) for field in dataclasses.fields(LossWeights)))
-        result, sums, began = None, {}, time.monotonic()  # type: ignore[var-annotated]
-        reported = self.step
+        result, began, reported = None, time.monotonic(), self.step
+        sums = torch.zeros(len(LOSSES), device=self.device)
         for maps, labels, hazards in self._batches():
             if self.step >= config.steps:
                 break
-            losses = self._train_step(maps, labels.to(self.device), hazards, weights)
+            sums += self._train_step(maps, labels, hazards, weights)
             self.step += 1
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value
-            if self.step % 25 == 0 or self.step == config.steps:
+            reports = self.step % REPORT_EVERY == 0 or self.step == config.steps
+            saves = self.step % config.validate_every == 0 or self.step % config.checkpoint_every == 0
+            # A GPU is not kept waiting in every step for the host to read a number.
+            if (self.device.type == "cpu" or reports or saves) and not torch.isfinite(sums).all():
+                raise TrainingError(f"the loss is not finite by step {self.step}: lower the learning rate, or use fp32")
+            if reports:
                 count = self.step - reported
                 line = {"step": self.step, "of": config.steps, "lr": self._optimizer.param_groups[0]["lr"]}
-                line |= {name: round(value / count, 4) for name, value in sums.items()}
+                line |= {name: round(value / count, 4) for name, value in zip(LOSSES, sums.tolist(), strict=True)}
                 line["seconds_per_step"] = round((time.monotonic() - began) / count, 3)
                 self._write_log(line)
-                sums, began, reported = {}, time.monotonic(), self.step
+                began, reported = time.monotonic(), self.step
+                sums.zero_()
             if self.step % config.validate_every == 0 or self.step == config.steps:
                 result = self._validate()
                 began = time.monotonic()
@@ -282,14 +293,22 @@ class Trainer:
         # Cut-outs are pasted afresh; a copy of one that was rendered into a frame would only be a worse picture of it.
         copied = sorted(set(self._names) - set(self.cutouts.names if self.cutouts else ()))
         seed = config.seed + 1000 * self.rank + self.step
+        pyramid = frozen_pyramid(
+            self.network, config.crop, config.batch_size, compiled=config.compiled_backbone, threads=config.threads or 1,
+            mixed=MIXED.get(config.precision),
+        )  # fmt: skip
+        if config.crops_on_device:
+            on_device = DeviceCrops(
+                self._files, self.vocabulary.known_count, self.device, crop=config.crop, scales=config.scales,
+                batch_size=config.batch_size, cutouts=self.cutouts, copied=copied, rare_crops=config.rare_crops,
+                most_copied=config.most_copied, workers=config.workers, seed=seed,
+            )  # fmt: skip
+            return with_pyramids(_plain_errors(on_device.in_background()), pyramid, self.device)
         crops = Crops(self._files, config, self.cutouts, copied, seed, self.vocabulary.known_count)
         loader = torch.utils.data.DataLoader(
             crops, config.batch_size, collate_fn=collate, num_workers=config.workers, pin_memory=self.device.type == "cuda",
-            prefetch_factor=4 if config.workers else None, worker_init_fn=_quiet_worker,
+            prefetch_factor=4 if config.workers else None, worker_init_fn=quiet_worker,
         )  # fmt: skip
-        pyramid = frozen_pyramid(
-            self.network, config.crop, config.batch_size, compiled=config.compiled_backbone, threads=config.threads or 1
-        )
         return with_pyramids(_plain_errors(loader), pyramid, self.device)
 
     def fit_naming(self, crops: int, on_crops: Callable[[int], None] = lambda done: None) -> int:
@@ -304,7 +323,7 @@ class Trainer:
         parts, done = [], 0
         with contextlib.closing(self._batches()) as batches:
             for maps, labels, hazards in batches:
-                labels = without_specks(labels.to(self.device))
+                labels = without_specks(labels.to(self.device).long())
                 _, things, emphasis, _ = self._targets(labels, hazards)
                 parts.append(naming.answers_of(self.network, maps, labels, things, emphasis, anchored=self._anchored))
                 done += len(labels)
@@ -331,17 +350,18 @@ class Trainer:
         torch.distributed.broadcast(flag, 0)
         return bool(flag.item())
 
-    def _train_step(self, maps: Pyramid, labels: Tensor, hazards: list[dict[int, str]], weights: LossWeights) -> dict[str, float]:
+    def _train_step(self, maps: Pyramid, labels: Tensor, hazards: list[dict[int, str]], weights: LossWeights) -> Tensor:
+        """One step. Returns its `LOSSES`, on the device; the weights have moved even where one is not finite."""
         config = self.config
         rate = config.learning_rate * min(1.0, (self.step + 1) / max(1, config.warmup_steps))
         rate *= 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, self.step / config.steps)))
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        labels = without_specks(labels)
+        labels = without_specks(labels.to(self.device, non_blocking=True).long())
         columns, things, emphasis, words = self._targets(labels, hazards)
         points = sample_points(labels, config.points, beside=True)
         named = sample_points(labels, NAMED_POINTS) if config.name_weight else None
-        mixed = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(config.precision)
+        mixed = MIXED.get(config.precision)
         with torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
             heads, of_points, void, logit_scale = self._wrapped(maps, points, named, tuple(labels.shape[-2:]))
         losses = proposal_losses(
@@ -355,8 +375,6 @@ class Trainer:
             anchored=self._anchored,
             seen_points=None if named is None or of_points is None else (named, of_points.float()),
         )
-        if not torch.isfinite(losses["total"]):
-            raise TrainingError(f"the loss is not finite in step {self.step}: lower the learning rate, or use fp32")
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(losses["total"]).backward()
         self._scaler.unscale_(self._optimizer)
@@ -367,7 +385,7 @@ class Trainer:
             decay = min(config.ema_decay, (self.step + 1) / (self.step + 10))
             with torch.no_grad():
                 torch._foreach_lerp_(list(self._averaged.parameters()), list(self._decoder.parameters()), 1 - decay)
-        return dict(zip(losses, torch.stack([value.detach() for value in losses.values()]).tolist(), strict=True))
+        return torch.stack([losses[name].detach() for name in LOSSES])
 
     def _targets(self, labels: Tensor, hazards: list[dict[int, str]]):
         """Draw the step's words, and say which class column each segment of each image has; void for the unnamed."""
@@ -567,10 +585,3 @@ def _fingerprint(module: nn.Module) -> str:
         digest.update(key.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _quiet_worker(_: int) -> None:
-    import cv2
-
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -26,11 +27,21 @@ _TO_GREY = (0.299, 0.587, 0.114)
 
 
 class Draw:
-    """Random numbers on a device, from one seeded generator."""
+    """Random numbers on a device, and what a host must know of beforehand: seeded, and never waiting for the device."""
 
     def __init__(self, device: torch.device, seed: int) -> None:
         self.device = device
         self.generator = torch.Generator(device).manual_seed(seed)
+        self.on_host = np.random.default_rng(seed)
+
+    def some(self, batch: int, share: float) -> Tensor:
+        """int64 indices of about a `share` of a batch."""
+        return torch.from_numpy(np.flatnonzero(self.on_host.random(batch) < share)).to(self.device)
+
+    def one_of(self, rows: Tensor) -> Tensor:
+        """(B,) int64: a random column of those that are true in each row of a bool (B, n); any where none is."""
+        keys = torch.rand(rows.shape, generator=self.generator, device=self.device)
+        return keys.masked_fill(~rows, -1).argmax(dim=1)
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
         """float32 in [low, high)."""
@@ -66,16 +77,15 @@ def retexture(rgb: Tensor, labels: Tensor, draw: Draw, *, share: float = 0.4) ->
     Args:
         labels: (B, H, W) uint8.
     """
-    chosen = draw.chance(share, len(rgb)).nonzero()[:, 0]
+    chosen = draw.some(len(rgb), share)
     if not len(chosen):
         return rgb
     images, ids = rgb[chosen], labels[chosen]
     batch, _, height, width = images.shape
-    pixels = ids.flatten(1)
+    pixels = ids.flatten(1).long()
     for number in range(3):
         # The label of a random pixel would nearly always be road: segments are drawn, not pixels.
-        there = torch.zeros(batch, 256, device=rgb.device).scatter_(1, pixels.long(), 1.0)
-        segment = torch.multinomial(there, 1, generator=draw.generator)[:, 0]
+        segment = draw.one_of(torch.zeros(batch, 256, dtype=torch.bool, device=rgb.device).scatter_(1, pixels, True))
         inside = (ids == segment[:, None, None].to(ids.dtype))[:, None]
         if number:
             inside = inside & _wide(draw.chance(1 - number / 3, batch))
@@ -109,13 +119,13 @@ def camera_faults(rgb: Tensor, draw: Draw) -> Tensor:
     sharpens = draw.chance(0.3, batch) & ~blurs
     soft = blurred(rgb, torch.where(blurs, draw.uniform(0.4, 1.6, batch), 1.2))
     x = torch.where(_wide(blurs), soft, torch.where(_wide(sharpens), 1.7 * rgb - 0.7 * soft, rgb)).clamp(0, 255)
-    for image in draw.chance(0.15, batch).nonzero()[:, 0].tolist():
-        factor = float(draw.uniform(0.5, 0.9, 1))
+    for image in np.flatnonzero(draw.on_host.random(batch) < 0.15):
+        factor = draw.on_host.uniform(0.5, 0.9)
         small = F.interpolate(x[image : image + 1], scale_factor=factor, mode="bilinear", antialias=True)
         x[image : image + 1] = F.interpolate(small, (height, width), mode="bilinear", align_corners=False)
     noise = _wide(torch.where(draw.chance(0.4, batch), draw.uniform(1, 12, batch), 0.0))
     x = (x + draw.normal(0, 1, *x.shape) * noise).clamp(0, 255)
-    stored = draw.chance(0.3, batch).nonzero()[:, 0]
+    stored = draw.some(batch, 0.3)
     if len(stored):
         x[stored] = jpeg(x[stored], draw.uniform(25, 90, len(stored)))
     return x

@@ -1,7 +1,7 @@
 """Training crops made on the device: every frame lies in its memory, and a whole batch is cut, pasted and recoloured at once.
 
-`Crops` of the trainer does the same one crop at a time on the CPU, and a GPU waits for that. Here reading happens once. Frames must
-be of one size and fit in memory: 0.98 MB per frame of 640 x 384, 8.4 MB per frame of 2048 x 1024.
+`Crops` of the trainer does the same one crop at a time on the CPU, and a GPU waits for that. Here reading happens once, and nothing
+waits for the host. Frames must be of one size and fit in memory: 0.98 MB per frame of 640 x 384, 8.4 MB per frame of 2048 x 1024.
 """
 
 from __future__ import annotations
@@ -92,14 +92,8 @@ def _mapped(function: Callable[[Item], Result], items: Iterable[Item], threads: 
             yield waiting.popleft().result()
 
 
-def _on_host(batch: tuple[Tensor, Tensor, list[dict[int, str]]]) -> tuple[Tensor, Tensor, list[dict[int, str]]]:
-    return batch[0].cpu(), batch[1].cpu(), batch[2]
-
-
-class DeviceCrops(torch.utils.data.IterableDataset):
+class DeviceCrops:
     """Endless batches of random crops: (B, 3, h, w) uint8 images and (B, h, w) uint8 labels on the device, and each crop's hazards.
-
-    Frames are read when the first batch is asked for.
 
     Args:
         files: frames; one that is listed several times is stored once and seen as often.
@@ -108,6 +102,9 @@ class DeviceCrops(torch.utils.data.IterableDataset):
         cutouts: pictures to paste; None = none.
         copied: names of the hazards that are copied into other frames.
         workers: threads that read the frames.
+
+    Raises:
+        TrainingError: no frame can be read, or they differ in size.
     """
 
     def __init__(
@@ -126,40 +123,19 @@ class DeviceCrops(torch.utils.data.IterableDataset):
         workers: int = 0,
         seed: int = 0,
     ) -> None:
-        self._files, self._known, self._device, self._batch = files, known, device, batch_size
-        self._crop, self._scales, self._rare_crops, self._most_copied = crop, scales, rare_crops, most_copied
-        self._pictures, self._copied, self._workers, self._seed = cutouts, copied, workers, seed
-
-    def in_background(self) -> Iterable[tuple[Tensor, Tensor, list[dict[int, str]]]]:
-        """The same batches in memory of the host, made on a GPU by another process while this one learns from the last; on a CPU by
-        this one.
-
-        Errors of the other process come packed in its traceback.
-        """
-        if self._device.type == "cpu":
-            return self
-        return torch.utils.data.DataLoader(
-            self, batch_size=None, num_workers=1, multiprocessing_context="spawn", collate_fn=_on_host, prefetch_factor=3,
-            pin_memory=True,
-        )  # fmt: skip
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, list[dict[int, str]]]]:
-        """Raises:
-        TrainingError: no frame can be read, or they differ in size.
-        """
-        self._prepare()
-        while True:
-            yield self.batch()
-
-    def _prepare(self) -> None:
-        device, (height, width) = self._device, self._crop
-        self._read(self._files, self._known, self._copied if self._most_copied else None, self._workers)
-        has_pictures = self._pictures is not None and self._pictures.names
-        self._cutouts = Pictures.of_cutouts(self._pictures, device) if has_pictures else None
-        self._random = np.random.default_rng(self._seed)
-        self._draw = Draw(device, self._seed)
+        self._crop, self._scales, self._batch = crop, scales, batch_size
+        self._rare_crops, self._most_copied, self._device = rare_crops, most_copied, device
+        self._read(files, known, copied if most_copied else None, workers)
+        self._cutouts = Pictures.of_cutouts(cutouts, device) if cutouts is not None and cutouts.names else None
+        self._random = np.random.default_rng(seed)
+        self._draw = Draw(device, seed)
+        height, width = crop
         self._rows = torch.arange(height, device=device, dtype=torch.float32)[None, :, None] + 0.5
         self._columns = torch.arange(width, device=device, dtype=torch.float32)[None, None, :] + 0.5
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, list[dict[int, str]]]]:
+        while True:
+            yield self.batch()
 
     def _read(self, files: Sequence[FrameFiles], known: int, copied: Collection[str] | None, workers: int) -> None:
         images: list[Tensor] = []
@@ -179,7 +155,6 @@ class DeviceCrops(torch.utils.data.IterableDataset):
                 things.remember(frame)
             return file, frame, things
 
-        # Threads: a loading process may have no children of its own, and decoding frees the interpreter.
         for file, frame, things in _mapped(read, dict.fromkeys(files), max(1, workers)):
             if isinstance(frame, TrainingError):
                 log.warning("skipped: %s", frame)
@@ -241,7 +216,9 @@ class DeviceCrops(torch.utils.data.IterableDataset):
         mirrored = draw.chance(0.5, batch)[:, None, None]
         x, outside = torch.where(mirrored, x.flip(2), x), torch.where(mirrored, outside.flip(2), outside)
         x, y = torch.broadcast_tensors(x, y)
-        images = at_level(self._images[frames].float(), (1 / down).log2())
+        images = self._images[frames].float()
+        if self._scales[0] < 2**-0.5:
+            images = at_level(images, (1 / down).log2())
         grid = torch.stack((x * (2 / width) - 1, y * (2 / height) - 1), dim=-1)
         rgb = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
         labels = self._labels[frames[:, None, None], y.long().clamp(0, height - 1), x.long().clamp(0, width - 1)]
@@ -331,7 +308,7 @@ class DeviceCrops(torch.utils.data.IterableDataset):
         """
         draw, (batch, _, height, width) = self._draw, rgb.shape
         ground = ((labels <= 1) | (labels == 9)).flatten(1)
-        foot = torch.multinomial(ground.float() + 1e-9, 1, generator=draw.generator)[:, 0]
+        foot = draw.one_of(ground)
         wanted = wanted & ground.gather(1, foot[:, None])[:, 0]
         row, column = (foot // width).float() + 0.5, (foot % width).float() + 0.5
         if fitted:
@@ -373,15 +350,12 @@ class DeviceCrops(torch.utils.data.IterableDataset):
 
 def at_level(images: Tensor, level: Tensor) -> Tensor:
     """Images (B, C, H, W) made as smooth as they are after halving their size round(level) (B,) times, at most three times."""
-    level = level.round().clamp(0, 3)
+    level = level.round().clamp(0, 3)[:, None, None, None]
     result = images
     for halvings in range(1, 4):
-        wanted = level == halvings
-        if bool(wanted.any()):
-            small = F.avg_pool2d(images[wanted], 2**halvings, ceil_mode=True)
-            result = result.index_copy(
-                0, wanted.nonzero()[:, 0], F.interpolate(small, images.shape[-2:], mode="bilinear", align_corners=False)
-            )
+        small = F.avg_pool2d(images, 2**halvings, ceil_mode=True)
+        smooth = F.interpolate(small, images.shape[-2:], mode="bilinear", align_corners=False)
+        result = torch.where(level == halvings, smooth, result)
     return result
 
 

@@ -119,7 +119,7 @@ def name_loss(embeddings: Tensor, things: Tensor, weights: Tensor, words: Words,
     unit = F.normalize(embeddings.float(), dim=-1)
     own = words.owners[None] == things[:, None]
     # One of the thing's names at a time, drawn anew: a synonym is as right as the name. What is left out draws any word.
-    draw = torch.multinomial((own | ~chosen[:, None]).float(), 1)[:, 0]
+    draw = torch.rand(own.shape, device=own.device).masked_fill(~own, -1).argmax(dim=1)
     scale = logit_scale.detach().exp().clamp_max(100.0)
     near = words.rows[draw] @ words.rows.T > SAME_MEANING
     logits = (unit @ words.rows.T) * scale

@@ -303,7 +303,7 @@ class Trainer:
                 batch_size=config.batch_size, cutouts=self.cutouts, copied=copied, rare_crops=config.rare_crops,
                 most_copied=config.most_copied, workers=config.workers, seed=seed,
             )  # fmt: skip
-            return with_pyramids(_plain_errors(on_device.in_background()), pyramid, self.device)
+            return with_pyramids(on_device, pyramid, self.device)
         crops = Crops(self._files, config, self.cutouts, copied, seed, self.vocabulary.known_count)
         loader = torch.utils.data.DataLoader(
             crops, config.batch_size, collate_fn=collate, num_workers=config.workers, pin_memory=self.device.type == "cuda",

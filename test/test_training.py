@@ -137,6 +137,12 @@ def test_losses_vanish_for_perfect_proposals_and_grow_with_every_mistake(small_w
     assert float(total(shifted)["mask"]) > 0.1 and float(total(shifted)["dice"]) > 0.02
     unnamed = total(perfect, columns={0: 0, 1: 1, 100: small_words.void_column})
     assert float(unnamed["map"]) > 0.05, "a hazard that no word names must belong to no class"
+    for anchored in (0, 2):  # each head is matched by itself, the last one alone is asked for the map
+        first, second = total(wrong_name, anchored=anchored), total(shifted, anchored=anchored)
+        both = total([*wrong_name, *shifted], anchored=anchored)
+        for part in ("mask", "dice", "class"):
+            assert float(both[part]) == pytest.approx(float(first[part] + second[part]), rel=1e-4)
+        assert float(both["map"]) == pytest.approx(float(second["map"]), rel=1e-4)
 
 
 @given(st.integers(0, 10**6))
@@ -521,6 +527,17 @@ def test_a_broken_off_run_goes_on_where_it_was(tmp_path, rendered):
     (tmp_path / "run/checkpoint.pt").write_bytes(b"half a file")
     with pytest.raises(TrainingError, match="cannot resume from"):
         Trainer(first, tmp_path / "run")
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_anything_is_saved(tmp_path, rendered):
+    from vl4ad_model.training.trainer import Trainer
+
+    values = _settings(rendered, learning_rate=1e30, warmup_steps=0, steps=8, validate_every=8, checkpoint_every=1)
+    trainer = Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / "run")
+    with pytest.raises(TrainingError, match=r"the loss is not finite by step \d: lower the learning rate"):
+        trainer.run()
+    kept = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["decoder"]
+    assert all(torch.isfinite(value).all() for value in kept.values())
 
 
 def test_resuming_with_other_settings_is_said_and_with_another_vocabulary_refused(tmp_path, rendered):

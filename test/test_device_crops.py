@@ -195,6 +195,20 @@ def test_frames_of_two_sizes_are_refused_and_unreadable_ones_left_out(tmp_path, 
         _crops(files)
 
 
+def test_nothing_waits_for_the_host_while_crops_are_made(streets, monkeypatch):
+    """torch's device without memory refuses to be read, and to be mixed with the host's tensors."""
+
+    def without_generator(self, device, seed):
+        self.device, self.generator, self.on_host = device, None, np.random.default_rng(seed)
+
+    monkeypatch.setattr(Draw, "__init__", without_generator)
+    options = {"crop": (64, 96), "scales": (0.5, 1.4), "batch_size": 8, "cutouts": _red_square(), "copied": ["sofa"], "seed": 1}
+    crops = DeviceCrops(streets, 19, torch.device("meta"), most_copied=2, rare_crops=0.5, **options)
+    for _ in range(3):
+        images, labels, _ = crops.batch()
+        assert images.shape == (8, 3, 64, 96) and labels.is_meta
+
+
 @given(st.integers(1, 100), st.integers(0, 2**32 - 1))
 @settings(max_examples=20)
 def test_jpeg_is_what_a_jpeg_encoder_makes(quality, seed):

@@ -44,6 +44,12 @@ class Camera(threading.Thread):
         self.join()
 
 
+def _start(announced: dict) -> tuple[int, int]:
+    """The last stamp before words count, as a `~/labels` message says it."""
+    stamp = announced["after"][""]
+    return (stamp["sec"], stamp["nanosec"]) if stamp else (0, 0)
+
+
 def test_every_output_belongs_to_exactly_one_version_of_the_words():
     import cv2
 
@@ -51,17 +57,17 @@ def test_every_output_belongs_to_exactly_one_version_of_the_words():
     from vl4ad_model.segmenter import Segmenter
 
     # A street, and words near what is in it, so that every change of words moves the score.
-    street = sorted((Path(__file__).parent / "data/evaluation/quiet/images").glob("*.jpg"))[1]
+    street = sorted((Path(__file__).parent / "data/evaluation/quiet/images").glob("*.jpg"))[4]
     rgb = cv2.resize(read_rgb(street), (96, 64), interpolation=cv2.INTER_AREA)
-    choices = [[], ["plant", "automobile", "cloudy weather", "highway"], ["house facade"]]
+    choices = [[], ["asphalt road", "automobile"], ["house facade"]]
     reference = Segmenter.load("tiny", engine="torch", network_size=(64, 96), offline=True)
     expected = []
     for hazards in choices:
         reference.vocabulary = reference.vocabulary.with_hazards(hazards)
         expected.append(reference.segment(rgb))
-    # One of the maps tells any two apart, or this test could not fail.
+    # The scores tell any two apart, far beyond what is allowed below, or this test could not fail.
     for i, j in ((0, 1), (1, 2), (0, 2)):
-        assert np.abs(expected[i].anomaly - expected[j].anomaly).max() > 0.05
+        assert np.abs(expected[i].anomaly - expected[j].anomaly).max() > 0.02
 
     with running_detector(client={"topics": ("segmentation", "anomaly_score")}) as (_, user):
         with Camera(user, rgb, 30) as camera:
@@ -69,7 +75,8 @@ def test_every_output_belongs_to_exactly_one_version_of_the_words():
                 time.sleep(1.0)
                 assert user.set_parameter("hazard_prompts", choices[index])[0]
                 user.wait_for(lambda c, count=count: len(c.labels) == count)  # words that come too fast replace each other
-            time.sleep(1.5)
+                # Frames are answered with them before the next ones come.
+                user.wait_for(lambda c: sum(t > _start(c.labels[-1].content) for t in list(c.outputs["anomaly_score"])) >= 5)
         # What is under way arrives; every frame that was answered was answered on both topics.
         user.wait_for(lambda c: set(c.outputs["segmentation"]) == set(c.outputs["anomaly_score"]), timeout=5)
         outputs = user.collected.outputs
@@ -78,8 +85,7 @@ def test_every_output_belongs_to_exactly_one_version_of_the_words():
         announced = [labels.content for labels in user.collected.labels]
     assert [content["version"] for content in announced] == list(range(1, len(announced) + 1)) and len(announced) == 5
     hazards_of = [tuple(entry["prompt"] for entry in content["classes"] if entry["kind"] == "hazard") for content in announced]
-    after = [content["after"][""] for content in announced]
-    starts = [(stamp["sec"], stamp["nanosec"]) if stamp else (0, 0) for stamp in after]
+    starts = [_start(content) for content in announced]
     assert starts == sorted(starts)
     seen = set()
     for stamp in stamps:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 pytest.importorskip("moderngl", reason="rendering is an extra: pip install '.[scenes]'")
 
 from vl4ad_model.errors import SceneError
-from vl4ad_model.scenes.classes import FIRST_HAZARD, HAZARD_CLASS, ROAD, VEGETATION
+from vl4ad_model.scenes.classes import BICYCLE, FIRST_HAZARD, HAZARD_CLASS, MOTORCYCLE, RIDER, ROAD, VEGETATION
 from vl4ad_model.scenes.cutouts import is_held_out, names_of
 from vl4ad_model.scenes.dataset import Recipe, make_frame
 from vl4ad_model.scenes.hazard_shapes import SHAPES
@@ -148,6 +148,18 @@ def test_everyday_things_are_no_hazards_and_change_nothing_else():
     assert sum(share > 0.002 for share in changed) >= 5, "most roads show something of it"
     without, some, every = (make_frame(Recipe(**SMALL, everyday=share), 5)[0] for share in (0.0, 0.5, 1.0))
     assert np.array_equal(some, without) != np.array_equal(some, every), "a street has them all or none"
+
+
+def test_more_two_wheelers_stand_before_the_same_street():
+    shares = []
+    for seed in range(8):
+        _, labels, info = make_frame(Recipe(**SMALL, split="seen"), seed)
+        _, fuller, info_fuller = make_frame(Recipe(**SMALL, split="seen", two_wheelers=1.0), seed)
+        assert set(np.unique(fuller[labels != fuller])) <= {RIDER, MOTORCYCLE, BICYCLE}
+        assert {hazard["name"] for hazard in info_fuller["hazards"].values()} <= {h["name"] for h in info["hazards"].values()}
+        shares.append([np.isin(each, (RIDER, MOTORCYCLE, BICYCLE)).mean() for each in (labels, fuller)])
+    usual, more = np.mean(shares, axis=0)
+    assert more > 0.005 and more > 3 * usual
 
 
 def test_cut_outs_are_named_and_split(pictures, tmp_path):

@@ -123,8 +123,9 @@ def test_losses_vanish_for_perfect_proposals_and_grow_with_every_mistake(small_w
             small_words,
             void,
             scale,
-            weights=losses.LossWeights(),
+            weights=losses.LossWeights(iou_weight=1.0),
             anchored=anchored,
+            known=2,
         )
 
     perfect = _perfect(labels, columns, small_words, void, 5)
@@ -134,6 +135,7 @@ def test_losses_vanish_for_perfect_proposals_and_grow_with_every_mistake(small_w
     wrong_name = [QueryMasks(perfect[0].mask_logits, perfect[0].query_embeddings.roll(1, dims=1))]
     assert float(total(wrong_name)["class"]) > 1 and float(total(wrong_name)["map"]) > 0.5
     shifted = [QueryMasks(perfect[0].mask_logits.roll(8, dims=-1), perfect[0].query_embeddings)]
+    assert float(total(wrong_name)["iou"]) > 0.5 and float(total(shifted)["iou"]) < 0.1 < float(total(shifted)["total"])
     assert float(total(shifted)["mask"]) > 0.1 and float(total(shifted)["dice"]) > 0.02
     unnamed = total(perfect, columns={0: 0, 1: 1, 100: small_words.void_column})
     assert float(unnamed["map"]) > 0.05, "a hazard that no word names must belong to no class"
@@ -159,8 +161,48 @@ def test_the_map_loss_is_about_the_map_that_scoring_publishes(seed):
         p = [float((logits[0, :, point].sigmoid() * probabilities[0, :, k]).sum()) for k in range(classes)]
         for k in range(classes):
             expected -= np.log(p[k]) if int(columns[0, point]) == k else np.log(1 - p[k])
-    measured = losses.map_loss(logits, probabilities, columns, torch.ones(1, points))
+    p_of_all = torch.einsum("bnc,bnp->bpc", probabilities, logits.sigmoid())
+    measured = losses.map_loss(p_of_all, columns, torch.ones(1, points))
     assert float(measured) == pytest.approx(expected / points, rel=1e-4)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(2, 60))
+@settings(max_examples=40, deadline=None)
+def test_the_iou_loss_of_a_decided_map_is_what_its_classes_lack_of_full_iou(seed, known, points):
+    """Of any labels, ignored points and hazards that the words name among them; against the metric that evaluation reports."""
+    from vl4ad_model.evaluation.label_metrics import confusion_matrix, label_metrics
+
+    r = np.random.default_rng(seed)
+    truth, said = r.integers(0, known + 1, (2, points)), r.integers(0, known + 1, (2, points))
+    inside = (truth < known) & (r.random((2, points)) < 0.8)
+    p = torch.nn.functional.one_hot(torch.from_numpy(said), known + 1).float()
+    measured = losses.iou_loss(p * float(r.uniform(0.3, 2)), torch.from_numpy(truth), torch.from_numpy(inside), known)
+    matrix = confusion_matrix(
+        np.where(said < known, said, 255).astype(np.uint8), np.where(inside, truth, 255).astype(np.uint8), known
+    )
+    there = matrix.sum(axis=1) > 0
+    lacks = 1 - np.nan_to_num(label_metrics(matrix).iou)[there].mean() if there.any() else 0.0
+    assert float(measured) == pytest.approx(lacks, abs=1e-5)
+
+
+def test_the_iou_loss_pulls_a_rare_class_as_hard_as_a_common_one(small_words):
+    """Half of what is there is missed, of ten pixels and of a thousand; and following the loss mends both."""
+    columns = torch.zeros(1, 1010, dtype=torch.int64)
+    columns[:, 1000:] = 1
+    inside = torch.ones(1, 1010, dtype=torch.bool)
+    logits = torch.zeros(1, 1010, 3)
+    logits.scatter_(2, columns[..., None], 2.0)
+    logits[:, :500], logits[:, 1005:] = torch.tensor([0.0, 0.0, 2.0]), torch.tensor([0.0, 0.0, 2.0])
+    pulls, values = [], []
+    for _ in range(100):
+        logits.requires_grad_()
+        loss = losses.iou_loss(logits.softmax(-1), columns, inside, 2)
+        (pull,) = torch.autograd.grad(loss, logits)
+        pulls.append([float(pull[0, part, k].sum()) for part, k in ((slice(0, 500), 0), (slice(1005, 1010), 1))])
+        values.append(float(loss.detach()))
+        logits = logits.detach() - 200 * pull
+    assert pulls[0][0] < 0 and pulls[0][1] / pulls[0][0] == pytest.approx(1, abs=0.35)
+    assert values[0] > 0.5 and values[-1] < 0.2
 
 
 @pytest.fixture(scope="module")

@@ -38,6 +38,9 @@ def render(
     everyday: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the streets with manhole covers, puddles, leafless trees and the like.")
     ] = 0.0,
+    two_wheelers: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the streets with more bicycles, motorcycles and riders than usual.")
+    ] = 0.0,
 ) -> None:
     """Render frames with exact labels. Run it again to go on where it stopped."""
     import multiprocessing
@@ -53,7 +56,10 @@ def render(
     if cutouts is not None:
         names_of(cutouts)
     require_renderer()
-    recipe = Recipe(height, width, split, str(cutouts) if cutouts else None, assembled=assembled, everyday=everyday)
+    recipe = Recipe(
+        height, width, split, str(cutouts) if cutouts else None,
+        assembled=assembled, everyday=everyday, two_wheelers=two_wheelers,
+    )  # fmt: skip
     seeds = missing(recipe, range(seed, seed + count), out)
     tasks = [(recipe, number, str(out)) for number in seeds]
     failures = 0

@@ -40,6 +40,7 @@ class Recipe:
         hazard_y: how far ahead hazards lie, metres.
         assembled: share of the drawn hazards that are put together at random and have no name (scenes/assemblies.py).
         everyday: share of the streets with manhole covers, puddles, leafless trees and the like (scenes/everyday.py).
+        two_wheelers: share of the streets with more bicycles, motorcycles and riders near the camera than usual.
     """
 
     height: int = 384
@@ -50,6 +51,7 @@ class Recipe:
     hazard_y: tuple[float, float] = (5.0, 32.0)
     assembled: float = 0.0
     everyday: float = 0.0
+    two_wheelers: float = 0.0
 
 
 _renderers: dict[tuple[int, int], Renderer] = {}
@@ -76,7 +78,7 @@ def make_frame(recipe: Recipe, seed: int) -> tuple[np.ndarray, np.ndarray, dict]
     quiet = {"train": None, "quiet": True}.get(recipe.split, False)
     world = make_world(
         seed, split=recipe.split, quiet=quiet, cutout_names=wanted, exactly=recipe.exactly, hazard_y=recipe.hazard_y,
-        assembled=recipe.assembled, everyday=recipe.everyday,
+        assembled=recipe.assembled, everyday=recipe.everyday, two_wheelers=recipe.two_wheelers,
     )  # fmt: skip
     pictures = cutout_files.load([names[name] for name in world.pictures]) if world.pictures else None
     drawn = renderer_for(recipe.height, recipe.width).render(world.at(0.0), pictures)

@@ -167,7 +167,7 @@ def make_camera(r, lane_x: float) -> Camera:
 
 def make_world(seed: int, *, split: str = "train", quiet: bool | None = None, cutout_names: list[str] | None = None,
                exactly: tuple[str, ...] | None = None, hazard_y: tuple[float, float] = (5.0, 32.0),
-               assembled: float = 0.0, everyday: float = 0.0) -> World:  # fmt: skip
+               assembled: float = 0.0, everyday: float = 0.0, two_wheelers: float = 0.0) -> World:  # fmt: skip
     """Compose one street.
 
     Args:
@@ -179,6 +179,7 @@ def make_world(seed: int, *, split: str = "train", quiet: bool | None = None, cu
         assembled: share of the drawn hazards that are assemblies, things without a name.
         everyday: how likely the street has manhole covers, puddles, leafless trees and the like (everyday.py). The rest of it
             is the same with and without them.
+        two_wheelers: how likely more bicycles, motorcycles and riders than usual are near; the rest stays the same here, too.
     """
     r = np.random.default_rng(np.random.SeedSequence([seed, 7]))
     scene, light = Scene(), make_light(r)
@@ -215,6 +216,9 @@ def make_world(seed: int, *, split: str = "train", quiet: bool | None = None, cu
     of_its_own = np.random.default_rng(np.random.SeedSequence([seed, 17]))
     if of_its_own.random() < everyday:
         everyday_things.draw(scene, of_its_own, half_all, walks, paved=not dirt, night=light.night)
+    of_its_own = np.random.default_rng(np.random.SeedSequence([seed, 19]))
+    if of_its_own.random() < two_wheelers:
+        _two_wheelers(world, of_its_own, half_all, walks, taken)
     return world
 
 
@@ -265,6 +269,29 @@ def _people(world: World, r, half, walks, taken) -> None:
             (vehicles.motorcycle, classes.MOTORCYCLE, 0.12)
         )  # fmt: skip
         world.actors.append(Actor(draw, class_id, (x, y, z), r.uniform(0, 2 * np.pi), 0.0, int(r.integers(2**31)), {}, (0.0, lean)))
+
+
+def _two_wheelers(world: World, r, half, walks, taken) -> None:
+    """Bicycles and motorcycles parked in rows beside the road, and riders on it."""
+    for _ in range(int(r.integers(1, 4))):
+        side = int(r.choice([-1, 1]))
+        x, y, yaw = side * (half[side] + r.uniform(0.3, max(walks[side], 1.2))), r.uniform(4, 22), r.uniform(0, 2 * np.pi)
+        z, apart = 0.15 if walks[side] else 0.0, r.uniform(0.45, 1.3)
+        for number in range(int(r.integers(1, 6))):
+            draw, class_id, lean = (
+                (vehicles.bicycle, classes.BICYCLE, 0.1) if r.random() < 0.6 else (vehicles.motorcycle, classes.MOTORCYCLE, 0.12)
+            )
+            place = (x + r.normal(0, 0.1), y + number * apart, z)
+            world.actors.append(Actor(draw, class_id, place, yaw + r.normal(0, 0.15), 0.0, int(r.integers(2**31)), {}, (0.0, lean)))
+    for _ in range(int(r.integers(1, 5))):
+        x, y = r.uniform(-half[-1] + 0.4, half[1] - 0.4), r.uniform(5, 26)
+        if not _free(taken, x, y, 2.0):
+            continue
+        taken.append((x, y, 2.0))
+        draw, class_id = (people.rider, classes.RIDER) if r.random() < 0.75 else (vehicles.motorcycle, classes.MOTORCYCLE)
+        yaw = (r.choice([0.0, np.pi]) if r.random() < 0.7 else r.uniform(0, 2 * np.pi)) + r.normal(0, 0.1)
+        options = {"night": world.light.night}
+        world.actors.append(Actor(draw, class_id, (x, y, 0.0), yaw, 0.0, int(r.integers(2**31)), options))
 
 
 def _hazards(

@@ -56,6 +56,7 @@ class TrainingConfig:
         points: sampled points per image for masks, dice and class maps.
         *_weight: of the losses; `no_object_weight` is the class weight of void for queries without an object.
         name_weight: of telling each named thing from all other words of the training, for queries and single pixels; 0 = off.
+        iou_weight: of the Lovász-softmax loss of the known classes, which stands for their mIoU; 0 = off.
         paraphrased: share of the words for hazards that are moved, in each step, to where an unknown synonym could lie.
         rare_crops: share of crops taken where most segments are, out of three places.
         most_copied: things of frames read before (hazards, people, two-wheelers, trucks, buses) copied into a crop, at most.
@@ -95,6 +96,7 @@ class TrainingConfig:
     map_weight: float = 2.0
     no_object_weight: float = 0.1
     name_weight: float = 0.0
+    iou_weight: float = 0.0
     paraphrased: float = 0.0
     rare_crops: float = 0.0
     most_copied: int = 0
@@ -200,7 +202,7 @@ class TrainingConfig:
         return json.dumps(dataclasses.asdict(self), indent=1, default=str)
 
 
-_WEIGHTS = ("class_weight", "mask_weight", "dice_weight", "map_weight", "no_object_weight", "name_weight")
+_WEIGHTS = ("class_weight", "mask_weight", "dice_weight", "map_weight", "no_object_weight", "name_weight", "iou_weight")
 _TUPLES: dict[str, tuple[int, type]] = {"crop": (2, int), "scales": (2, float), "extra_blocks": (3, int)}
 _KINDS_OF_VALUES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
 

@@ -1,8 +1,9 @@
-"""The losses of mask proposals and their names, on sampled points: cross-entropy, dice, class, and the finished class map.
+"""The losses of mask proposals and their names, on sampled points: cross-entropy, dice, class, the finished class map, its IoU.
 
 Mask and class losses are Mask2Former's. The map loss is on p_k(h, w) = sum_i s_i c_ik itself, the quantity that labels and
 anomaly score are read from: 1 for the class of a pixel, 0 for all others, and 0 for ALL known classes on things that no word of
-the step's vocabulary names. That last part is what makes 1 - max_k p_k an anomaly score.
+the step's vocabulary names. That last part is what makes 1 - max_k p_k an anomaly score. The IoU loss is Lovász-softmax (Berman
+et al., CVPR 2018) of that map: a bicycle's hundred pixels count in it as much as a road's hundred thousand, as they do in mIoU.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class LossWeights:
     map_weight: float = 2.0
     no_object_weight: float = 0.1
     name_weight: float = 0.0
+    iou_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -140,20 +142,22 @@ def proposal_losses(
     *,
     weights: LossWeights,
     anchored: int = 0,
+    known: int = 0,
     seen_points: tuple[Tensor, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """All losses of a batch, summed over the heads (deep supervision).
 
     Args:
         heads: predictions of every head, masks (B, N, P) at the points; the last one also takes the map loss.
-        points: (B, P) flat pixel indices of the labels, from `sample_points`.
+        points: (B, P) flat pixel indices of the labels, from `sample_points`; the first half are uniform.
         words: the step's vocabulary.
         void: (D,) the void embedding; logit_scale: logarithm.
         anchored: the first so many queries stand for the known class of their index; 0 = all are matched.
+        known: the first so many classes are the known ones, whose IoU the IoU loss is about.
         seen_points: (B, P) flat pixel indices and (B, P, D) class embeddings of those pixels alone, for the name loss.
 
     Returns:
-        "total" and its parts "mask", "dice", "class", "map", "name", scalars; parts are before their weight.
+        "total" and its parts "mask", "dice", "class", "map", "name", "iou", scalars; parts are before their weight.
     """
     point_labels = targets.labels.flatten(1).gather(1, points)
     valid = (point_labels != IGNORED).float()
@@ -163,7 +167,7 @@ def proposal_losses(
     of_class = class_logits(embeddings, words, void, logit_scale)
     owner, column = _owners(logits, of_class, targets, point_labels, valid, words.void_column, weights, anchored)
     zero = logits.new_zeros(())
-    sums = dict.fromkeys(("mask", "dice", "class", "map", "name"), zero)
+    sums = dict.fromkeys(("mask", "dice", "class", "map", "name", "iou"), zero)
     sums["mask"], sums["dice"] = _mask_losses(logits, owner, point_labels, valid)
     sums["class"] = _class_loss(of_class, owner, column, words.void_column, weights.no_object_weight, anchored)
     if weights.name_weight:
@@ -175,7 +179,12 @@ def proposal_losses(
         segments = targets.labels.flatten(1).gather(1, where)
         sums["name"] = sums["name"] + _name_loss(embeddings, segments, targets, words, logit_scale)
     point_columns = _point_columns(point_labels, targets, words.void_column)
-    sums["map"] = map_loss(logits[-1], of_class[-1].softmax(dim=-1)[..., :-1], point_columns, valid)
+    p = torch.einsum("bnc,bnp->bpc", of_class[-1].softmax(dim=-1)[..., :-1], logits[-1].sigmoid())
+    sums["map"] = map_loss(p, point_columns, valid)
+    if weights.iou_weight:
+        uniform = slice(points.shape[1] // 2)  # IoU is of all pixels, not of those where rare segments are favoured
+        inside = (valid > 0) & (point_columns < known)
+        sums["iou"] = iou_loss(p[:, uniform], point_columns[:, uniform], inside[:, uniform], known)
     count = len(heads)
     total = (
         weights.mask_weight * sums["mask"] / count
@@ -183,25 +192,48 @@ def proposal_losses(
         + weights.class_weight * sums["class"] / count
         + weights.map_weight * sums["map"]
         + weights.name_weight * sums["name"]
+        + weights.iou_weight * sums["iou"]
     )
     return {"total": total, **sums}
 
 
-def map_loss(point_logits: Tensor, probabilities: Tensor, point_columns: Tensor, valid: Tensor) -> Tensor:
+def map_loss(p: Tensor, point_columns: Tensor, valid: Tensor) -> Tensor:
     """Binary cross-entropy of p_k at points: 1 for the pixel's class, 0 for the others.
 
     Args:
-        point_logits: (B, N, P). probabilities: (B, N, C) c_ik without void. point_columns: (B, P), C = no class of the vocabulary.
-        valid: (B, P) float.
+        p: (B, P, C), sum_i s_i c_ik. point_columns: (B, P), C = no class of the vocabulary. valid: (B, P) float.
     """
-    p = torch.einsum("bnc,bnp->bpc", probabilities, point_logits.sigmoid())
-    classes = p.shape[-1]
     # Overlapping masks may push p above 1: no target is missed there, and others are pushed down with a bounded loss.
-    target = F.one_hot(point_columns, classes + 1)[..., :-1].to(p.dtype)
+    target = F.one_hot(point_columns, p.shape[-1] + 1)[..., :-1].to(p.dtype)
     hit = -(p.clamp(1e-4, 1.0).log() * target).sum(-1)
     below = torch.where(p < 0.98, p, 0.98 + 0.01 * (p - 0.98).clamp(max=1.0))
     wrong = -((1 - below).log() * (1 - target)).sum(-1)
     return ((hit + wrong) * valid).sum() / valid.sum().clamp_min(1)
+
+
+def iou_loss(p: Tensor, point_columns: Tensor, inside: Tensor, known: int) -> Tensor:
+    """1 - IoU as a convex function of the class map, the mean over the known classes that are there (Lovász-softmax).
+
+    With a map that is 0 or 1 everywhere it is 1 - IoU itself. It is of the whole batch at once: a class that one image shows at
+    ten points has no IoU worth the name there.
+
+    Args:
+        p: (B, P, C); only shares of the classes' sum count. point_columns: (B, P) int64.
+        inside: (B, P) bool, points of known classes. known: number of them; their columns come first.
+    """
+    share = (p / p.sum(-1, keepdim=True).clamp_min(1e-4))[..., :known].flatten(0, 1).T
+    is_class = (point_columns.flatten()[None] == torch.arange(known, device=p.device)[:, None]) & inside.flatten()
+    is_class = is_class.to(share.dtype)
+    # Points outside have no error, and come last where they add nothing.
+    error = (is_class - share).abs() * inside.flatten()
+    error, order = error.sort(dim=1, descending=True)
+    hits = is_class.gather(1, order)
+    others = inside.flatten().to(share.dtype).expand_as(hits).gather(1, order) - hits
+    number = hits.sum(1, keepdim=True)
+    jaccard = 1 - (number - hits.cumsum(1)) / (number + others.cumsum(1)).clamp_min(1)
+    slope = torch.cat((jaccard[:, :1], jaccard[:, 1:] - jaccard[:, :-1]), dim=1)
+    there = (number[:, 0] > 0).to(share.dtype)
+    return ((error * slope.detach()).sum(1) * there).sum() / there.sum().clamp_min(1)
 
 
 def _name_loss(embeddings: Tensor, segments: Tensor, targets: Targets, words: Words, logit_scale: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ from vl4ad_model.vocabulary import Vocabulary
 log = logging.getLogger(__name__)
 SMALLEST_GAIN = 1e-4
 REPORT_EVERY = 25  # steps
-LOSSES = ("total", "mask", "dice", "class", "map", "name")
+LOSSES = ("total", "mask", "dice", "class", "map", "name", "iou")
 NAMED_POINTS = 96  # single pixels per image that the name loss asks for
 EASY, HAZARD = 0.2, 3.0  # weights in the name loss of known classes, and of rendered hazard types; cut-outs have 1
 SHARPER = (1.0, 1.25, 1.5, 2.0, 2.5)  # factors on the logit scale that `sharpen` tries
@@ -373,6 +373,7 @@ class Trainer:
             logit_scale,
             weights=weights,
             anchored=self._anchored,
+            known=self.vocabulary.known_count,
             seen_points=None if named is None or of_points is None else (named, of_points.float()),
         )
         self._optimizer.zero_grad(set_to_none=True)

@@ -1,11 +1,13 @@
 """The detector, with the transport for large images, and RViz or Foxglove where they are wanted and installed.
 
 ros2 launch vl4ad_ros detector.launch.py image:=/camera/image_raw
-ros2 launch vl4ad_ros detector.launch.py cameras:="[front, left]" image_transport:=compressed rviz:=true
+ros2 launch vl4ad_ros detector.launch.py image:=/camera/image_raw hazards:="tyre|tire;sofa" device:=cuda precision:=fp16
+ros2 launch vl4ad_ros detector.launch.py cameras:="[front, left]" image:="[/cam0/image_raw, /cam1/image_raw]" rviz:=true
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -19,13 +21,22 @@ from launch import LaunchContext, LaunchDescription
 from vl4ad_ros import transport, viewer_layouts
 
 ARGUMENTS = {
-    "image": ("image", "Image topic of the only camera (with image_transport:=compressed its /compressed is read)."),
-    "cameras": ("", "Names of several cameras, '[front, left]': reads <name>/image, publishes ~/<name>/..."),
+    "image": (
+        "image",
+        "Image topic; '[/a, /b]': one for each camera. With image_transport:=compressed its /compressed is read.",
+    ),
+    "cameras": ("", "Names of several cameras, '[front, left]': reads <name>/image or what image:= says, publishes ~/<name>/..."),
     "image_transport": ("", "raw or compressed."),
     "model": ("", "Model name (see 'vl4ad models list') or folder."),
     "engine": ("", "auto, torch, onnx, openvino or tensorrt."),
     "device": ("", "auto, cpu, cuda or cuda:N."),
-    "params_file": ("", "YAML file of parameters; empty = config/detector.yaml of this package."),
+    "precision": ("", "fp32, or fp16 for a GPU."),
+    "network_size": ("", "[height, width] the network works at, multiples of 32; compiled engines of fcclip-* need one."),
+    "hazards": ("", "Hazards in words, separated by ';': \"tyre|tire;sofa\". They can be changed while the node runs."),
+    "params_file": (
+        "",
+        "YAML file of parameters, or several, '[mine.yaml, calibrated.yaml]': the later wins; empty = defaults.",
+    ),
     "namespace": ("", "Namespace of the node."),
     "use_sim_time": ("", "true while a bag is played with --clock; empty = what the parameter file says, else false."),
     "large_images": ("true", "Set the Fast DDS profile for images of 1280x720 and more (for the processes started here only)."),
@@ -33,7 +44,7 @@ ARGUMENTS = {
     "foxglove": ("false", "Also start foxglove_bridge; the layout is config/foxglove_layout.json."),
 }
 YES, NO = ("true", "1", "yes", "on"), ("false", "0", "no", "off", "")
-PARAMETERS = ("image_transport", "model", "engine", "device")
+PARAMETERS = ("image_transport", "model", "engine", "device", "precision")
 """Arguments that are parameters of the node: given ones win over the file's."""
 
 
@@ -45,25 +56,26 @@ def generate_launch_description() -> LaunchDescription:
 def _actions(context: LaunchContext) -> list:
     values = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     share = Path(get_package_share_directory("vl4ad_ros"))
+    files = _files(values["params_file"])
     given = {name: values[name] for name in PARAMETERS if values[name]}
     if values["use_sim_time"]:
         given["use_sim_time"] = _is_true(values["use_sim_time"])
+    if values["network_size"]:
+        given["network_size"] = _list("network_size", values["network_size"], int, "[384, 640]")
+    if values["hazards"]:
+        given["hazard_prompts"] = [part.strip() for part in values["hazards"].split(";") if part.strip()]
     if values["cameras"]:
-        given["cameras"] = _cameras(values["cameras"])
-    if values["params_file"] and not Path(values["params_file"]).is_file():
-        # launch_ros would only warn, and the node start with other words than it was given.
-        raise RuntimeError(f"params_file:={values['params_file']} is no file")
-    cameras = given.get("cameras") or (viewer_layouts.cameras_in(Path(values["params_file"])) if values["params_file"] else [])
-    if cameras and values["image"] != "image":
-        raise RuntimeError("image:= is for one camera; with several each reads <name>/image: remap at the camera drivers")
+        given["cameras"] = _list("cameras", values["cameras"], str, "[front, left]")
+    named = [viewer_layouts.cameras_in(file) for file in files]
+    cameras = given.get("cameras") or next(filter(None, reversed(named)), [])
     environment = transport.large_image_environment() if _is_true(values["large_images"]) else {transport.SWITCH: "0"}
     detector = Node(
         package="vl4ad_ros",
         executable="detector",
         name="vl4ad_detector",
         namespace=values["namespace"],
-        parameters=[values["params_file"] or str(share / "config" / "detector.yaml"), given],
-        remappings=[("image", values["image"])] if values["image"] != "image" else [],
+        parameters=[*map(str, files or [share / "config" / "detector.yaml"]), *_winning(given, values["namespace"])],
+        remappings=_remappings(values["image"], cameras),
         additional_env=environment,
         output="screen",
         emulate_tty=True,
@@ -95,15 +107,57 @@ def _if_installed(package: str, executable: str, **arguments):
     return Node(package=package, executable=executable, output="screen", **arguments)
 
 
-def _cameras(text: str) -> list[str]:
+def _winning(given: dict, namespace: str) -> list[str]:
+    """A parameter file, if any, of what was given as arguments.
+
+    launch_ros would put them under /** only, and lose them to a file that names the node, as `ros2 param dump` writes one.
+    """
+    if not given:
+        return []
+    node = "/".join(["", *filter(None, namespace.split("/")), "vl4ad_detector"])
+    path = Path(tempfile.mkdtemp(prefix="vl4ad-arguments-")) / "arguments.yaml"
+    # One after the other: rcl reads no anchors, which a dump of both at once would have.
+    path.write_text("".join(yaml.safe_dump({name: {"ros__parameters": given}}) for name in ("/**", node)), encoding="utf-8")
+    return [str(path)]
+
+
+def _files(text: str) -> list[Path]:
+    names = [text] if text else []
+    if text.strip().startswith("["):
+        names = _list("params_file", text, str, "[mine.yaml, calibrated.yaml]")
+    files = [Path(os.path.expanduser(name)) for name in names]  # no shell does that after params_file:=
+    for file in files:
+        if not file.is_file():
+            # launch_ros would only warn, and the node start with other words than it was given.
+            raise RuntimeError(f"params_file:={file} is no file")
+    return files
+
+
+def _remappings(image: str, cameras: list[str]) -> list[tuple[str, str]]:
+    """What the node reads from where the drivers publish it."""
+    if image == ARGUMENTS["image"][0]:
+        return []
+    if not cameras and not image.strip().startswith("["):
+        return [("image", image)]
+    topics = _list("image", image, str, "[/front/image_raw, /left/image_raw]")
+    if not cameras:
+        raise RuntimeError(f'image:={image} lists topics: name a camera for each, "cameras:=[front, left]"')
+    if len(topics) != len(cameras):
+        raise RuntimeError(
+            f'image:={image} is no topic for each of {", ".join(cameras)}: write "image:=[/a/image_raw, /b/image_raw]"'
+        )
+    return [(f"{camera}/image", topic) for camera, topic in zip(cameras, topics, strict=True)]
+
+
+def _list(name: str, text: str, kind: type, example: str) -> list:
     try:
-        cameras = yaml.safe_load(text)
+        values = yaml.safe_load(text)
     except yaml.YAMLError:
-        cameras = None
-    cameras = [cameras] if isinstance(cameras, str) else cameras
-    if not isinstance(cameras, list) or not all(isinstance(camera, str) for camera in cameras):
-        raise RuntimeError(f'cameras:={text} is no list of names: write "cameras:=[front, left]"')
-    return cameras
+        values = None
+    values = [values] if isinstance(values, str) else values
+    if not isinstance(values, list) or not all(type(value) is kind for value in values):
+        raise RuntimeError(f'{name}:={text} is no list of {"names" if kind is str else "numbers"}: write "{name}:={example}"')
+    return values
 
 
 def _is_true(text: str) -> bool:

@@ -178,6 +178,19 @@ def test_the_layouts_follow_a_namespace_and_several_cameras(tmp_path):
     assert panels_in(layout["layout"]) == set(layout["configById"]), "every panel is placed, and no other"
 
 
+def test_the_table_of_parameters_is_the_node_s():
+    from vl4ad_ros.parameters import SPECS
+
+    section = (ROOT / "docs/ros.md").read_text(encoding="utf-8").split("\n## Parameters\n")[1].split("\n## ")[0]
+    at_runtime, at_start = (re.findall(r"^\| `(\w+)` \| `(.*?)` \|", part, re.M) for part in section.split("read once, at startup"))
+    documented = [
+        (name, yaml.safe_load(default), read_only)
+        for rows, read_only in ((at_runtime, False), (at_start, True))
+        for name, default in rows
+    ]
+    assert documented == [(spec.name, spec.default, spec.read_only) for spec in SPECS]
+
+
 def test_a_launch_finds_the_cameras_of_a_parameter_file(tmp_path):
     from vl4ad_ros.viewer_layouts import cameras_in
 
@@ -211,7 +224,9 @@ def test_the_launch_files_say_what_each_argument_does():
         ({"params_file": "/nowhere.yaml"}, "params_file:=/nowhere.yaml is no file"),
         ({"cameras": "[front"}, "is no list of names"),
         ({"cameras": "7"}, "is no list of names"),
-        ({"cameras": "front", "image": "/camera/image"}, "image:= is for one camera"),
+        ({"cameras": "[front, left]", "image": "/camera/image"}, "is no topic for each of front, left"),
+        ({"image": "[/a/image, /b/image]"}, "name a camera for each"),
+        ({"network_size": "384x640"}, "network_size:=384x640 is no list of numbers"),
         ({"rviz": "maybe"}, "'maybe' is neither true nor false"),
     ],
 )
@@ -226,6 +241,43 @@ def test_a_launch_argument_that_cannot_be_used_is_said_before_anything_starts(pr
     context.launch_configurations.update({name: default for name, (default, _) in module.ARGUMENTS.items()} | given)
     with pytest.raises(RuntimeError, match=re.escape(said)):
         module._actions(context)
+
+
+def test_launch_arguments_reach_the_node(prefix, monkeypatch, tmp_path):
+    """What `ros2 launch` would put on the detector's command line."""
+    launch = pytest.importorskip("launch", reason="launch is not installed (it is not on PyPI)")
+    pytest.importorskip("launch_ros", reason="launch_ros is not installed (it is not on PyPI)")
+    monkeypatch.setenv("AMENT_PREFIX_PATH", f"{prefix}:{os.environ.get('AMENT_PREFIX_PATH', '')}")
+    spec = importlib.util.spec_from_file_location("detector", ROOT / "launch/detector.launch.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def node_of(**given):
+        context = launch.LaunchContext()
+        context.launch_configurations.update({name: default for name, (default, _) in module.ARGUMENTS.items()} | given)
+        node = module._actions(context)[0]
+        node._perform_substitutions(context)
+        parameters, files = {}, []
+        for path, _ in node._Node__expanded_parameter_arguments:
+            files.append(Path(path).name)
+            if files[-1] == "arguments.yaml":
+                parameters = yaml.safe_load(Path(path).read_text())["/vl4ad_detector"]["ros__parameters"]
+        return parameters, node.expanded_remapping_rules, [name for name in files if name != "arguments.yaml"]
+
+    parameters, rules, files = node_of(
+        cameras="[front, left]", image="[/cam0/image_raw, /cam1/image_raw]", precision="fp16", network_size="[384, 640]",
+        hazards="tyre|tire; sofa",
+    )  # fmt: skip
+    assert rules == [("front/image", "/cam0/image_raw"), ("left/image", "/cam1/image_raw")] and files == ["detector.yaml"]
+    assert parameters["cameras"] == ["front", "left"] and parameters["network_size"] == [384, 640]
+    assert parameters["precision"] == "fp16" and parameters["hazard_prompts"] == ["tyre|tire", "sofa"]
+    assert not node_of()[1] and node_of(image="/camera/image_raw")[1] == [("image", "/camera/image_raw")]
+    assert node_of(cameras="[front]", image="/cam0/image_raw")[1] == [("front/image", "/cam0/image_raw")]
+    (tmp_path / "mine.yaml").write_text("/**: {ros__parameters: {cameras: [rear], anomaly_threshold: 0.1}}\n")
+    (tmp_path / "calibrated.yaml").write_text("/**: {ros__parameters: {anomaly_threshold: 0.7}}\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, rules, files = node_of(params_file="[~/mine.yaml, ~/calibrated.yaml]", image="[/cam9/image_raw]")
+    assert files == ["mine.yaml", "calibrated.yaml"] and rules == [("rear/image", "/cam9/image_raw")]
 
 
 # --- the real ros2 commands -------------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ from vl4ad_model.scenes.hazards import BY_NAME, GENERIC_PROMPTS, HAZARD_TYPES, H
 from vl4ad_model.scenes.renderer import Renderer
 from vl4ad_model.scenes.world import make_world, place_hazard
 
+pytestmark = pytest.mark.usefixtures("rendering")
+
 SMALL = {"height": 96, "width": 160}
 KNOWN = 19
 ROOT = Path(__file__).resolve().parents[1]

@@ -30,8 +30,7 @@ def messages(bag: Path):
     return found
 
 
-def test_a_bag_holds_the_frames_with_equal_stamps(tmp_path):
-    pytest.importorskip("moderngl")
+def test_a_bag_holds_the_frames_with_equal_stamps(tmp_path, rendering):
     world = make_drive(PLAN)
     frames = list(frames_of(PLAN, world))
     assert list(write_bag(tmp_path / "bag", PLAN, world, iter(frames))) == [1, 2, 3]
@@ -53,8 +52,7 @@ def test_a_bag_holds_the_frames_with_equal_stamps(tmp_path):
         next(write_bag(tmp_path / "bag", PLAN, world, iter(frames)))
 
 
-def test_an_interrupted_bag_leaves_nothing(tmp_path):
-    pytest.importorskip("moderngl")
+def test_an_interrupted_bag_leaves_nothing(tmp_path, rendering):
     world = make_drive(PLAN)
 
     def broken():
@@ -80,8 +78,7 @@ def test_the_camera_matrix_is_the_renderer_s():
     assert np.allclose(pixels, np.stack(((across + 1) * 80 - 0.5, (down + 1) * 48 - 0.5), axis=1))
 
 
-def test_a_drive_is_steady_and_moves():
-    pytest.importorskip("moderngl")
+def test_a_drive_is_steady_and_moves(rendering):
     plan = DrivePlan(seed=5, seconds=1.0, rate=8, height=96, width=160, hazards=("sofa",))
     world = make_drive(plan)
     frames = list(frames_of(plan, world))

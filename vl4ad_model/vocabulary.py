@@ -92,7 +92,7 @@ class Vocabulary:
         Raises:
             VocabularyError: the file cannot be read, or an entry is wrong; the message names it.
         """
-        path = Path(path)
+        path = Path(path).expanduser()  # a parameter of a node comes without a shell that does it
         try:
             text = path.read_bytes().decode("utf-8")
         except OSError as error:

@@ -73,7 +73,8 @@ class CameraInput:
         publishers = self._publishers()
         if not publishers:
             name = f"{self.camera}/image" if self.camera else "image"
-            hint = f"remap with -r {name}:=/your/topic (image:=/your/topic in ros2 launch, IMAGE=/your/topic in make run)"
+            launched = "image:=[/one, /for, /each] beside cameras:=" if self.camera else "image:=/your/topic"
+            hint = f"remap with -r {name}:=/your/topic ({launched} in ros2 launch, IMAGE=/your/topic in make run)"
             hint += ", and is ROS_DOMAIN_ID the same?"
             return "" if self._seconds < 5 else f"no publisher on {self.topic}: {hint}"
         others = {each.topic_type for each in publishers} - {_name_of(self._message_type)}

@@ -74,8 +74,8 @@ SPECS: tuple[ParameterSpec, ...] = (
     ParameterSpec(
         "scoring",
         AUTOMATIC,
-        "Anomaly score: max is VL4AD's, 1 - the largest p of a known class; normalized is the share of what the masks claim that "
-        "no known class gets; auto = what suits the model.",
+        "Anomaly score: max is VL4AD's, 1 - the largest p of a known class; normalized is the part of the masks' confidence at a "
+        "pixel that goes to no known class; auto = what suits the model.",
         choices=SCORINGS,
     ),
     ParameterSpec("anomaly_threshold", 0.5, "anomaly_mask is 255 where the score is above this.", minimum=-1e3, maximum=1e3),
@@ -87,7 +87,7 @@ SPECS: tuple[ParameterSpec, ...] = (
     ),
     ParameterSpec("max_rate", 0.0, "Maximum images per second and camera; 0 = as many as possible.", minimum=0.0, maximum=1000.0),
     ParameterSpec("model", "tiny", "Model name (see 'vl4ad models list') or a folder with config.json.", read_only=True),
-    ParameterSpec("engine", "auto", "What runs the network; auto = the fastest that works here.", read_only=True, choices=ENGINES),
+    ParameterSpec("engine", "auto", "What runs the network; auto = the first that works here.", read_only=True, choices=ENGINES),
     ParameterSpec("device", "auto", "auto, cpu, cuda or cuda:N.", read_only=True),
     ParameterSpec("precision", "fp32", "Number format of the network.", read_only=True, choices=PRECISIONS),
     ParameterSpec(

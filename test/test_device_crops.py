@@ -19,7 +19,7 @@ from vl4ad_model.training.augmentation import CutOuts
 from vl4ad_model.training.batch_pictures import Draw, blurred, camera_faults, jpeg, retexture
 from vl4ad_model.training.config import DataSource, TrainingConfig
 from vl4ad_model.training.data import find_frames
-from vl4ad_model.training.device_crops import DeviceCrops
+from vl4ad_model.training.device_crops import EACH_KIND, DeviceCrops, _keep
 
 CPU = torch.device("cpu")
 COLOURS = {0: (90, 90, 90), 2: (160, 70, 50), 10: (120, 170, 240), 18: (20, 150, 40), 100: (230, 210, 30), 255: (0, 0, 0)}
@@ -150,6 +150,18 @@ def test_things_are_copied_with_their_labels_and_only_those_asked_for(tmp_path):
             if 100 not in things:  # the empty frame
                 shown |= {things.get(i, i) for i in of_image.unique().tolist()} - {0, 255}
     assert shown == {"sofa", 18}, "a house is no rare thing"
+
+
+def test_what_is_copied_comes_from_all_frames():
+    kept: list[int] = []
+    for thing in range(4000):
+        _keep(kept, thing, thing, np.random.default_rng(thing))
+    assert len(set(kept)) == EACH_KIND and 1600 < np.mean(kept) < 2400 and min(kept) < 400 and max(kept) > 3600
+
+
+def test_frames_that_do_not_fit_are_said_to_need_so_much(streets):
+    with pytest.raises(TrainingError, match=r"crops_on_device needs 838860.8 GB for 100000000 frames of 2048x1024"):
+        _crops(streets)._room(10**8, (1024, 2048))
 
 
 def test_frames_smaller_than_the_crop_are_padded_and_ignored(tmp_path):

@@ -122,6 +122,22 @@ def settings_file(tmp_path: Path, **changes) -> Path:
     return file
 
 
+def test_names_are_fitted_to_what_half_precision_leaves(network):
+    """On a GPU, where a run in half precision takes CLIP's maps in half."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (1, 3, 64, 96), generator=generator, dtype=torch.uint8)
+    with torch.inference_mode():
+        maps = network.clip(network.normalize(images)).pyramid
+    labels = torch.full((1, 64, 96), 120)
+    things, emphasis = torch.arange(256)[None], torch.ones(1, 256)
+    found = [
+        naming.answers_of(network, tuple(each.to(kind) for each in maps), labels, things, emphasis, anchored=0)
+        for kind in (torch.float32, torch.bfloat16)
+    ]
+    assert len(found[0].things) > 0 and found[1].pooled.dtype == torch.float32
+    assert abs(len(found[1].things) - len(found[0].things)) <= 3
+
+
 def test_fitting_names_changes_nothing_else_of_the_decoder(copied, tmp_path):
     before = read_tensors(copied / "decoder.safetensors")
     result = CliRunner().invoke(

@@ -403,6 +403,23 @@ def test_things_of_earlier_frames_are_copied_with_their_pixels_labels_and_names(
     assert np.all(empty.labels == 0) and np.all(empty.rgb == 90), "the frame itself is left alone"
 
 
+def test_a_rendered_thing_is_copied_though_a_cut_out_has_its_name(tmp_path):
+    """Cut-outs that were rendered into a frame are left out where cut-outs are pasted anyway."""
+    for folder in ("images", "labels", "frames"):
+        (tmp_path / folder).mkdir()
+    frame = _picture(200, a=(10, 100, (220, 0, 0)), b=(60, 101, (0, 220, 0)))
+    Image.fromarray(frame.rgb).save(tmp_path / "images/0.jpg", quality=95)
+    Image.fromarray(frame.labels).save(tmp_path / "labels/0.png")
+    things = {"100": {"name": "barrel", "kind": "procedural"}, "101": {"name": "barrel", "kind": "cutout"}}
+    (tmp_path / "frames/0.json").write_text(json.dumps({"hazards": things}))
+    read = read_frame(find_frames(DataSource("rendered", tmp_path))[0])
+    for cutouts, kept in ((True, 2), (False, 1)):
+        seen = SeenThings(("barrel",), cutouts=cutouts)
+        seen.remember(read)
+        assert [len(things) for things in seen.kinds.values()] == [kept]
+        assert np.median(seen.kinds["barrel"][0][0][..., 0]) > 200, "the red one, which was rendered"
+
+
 def test_what_the_image_cuts_off_is_not_copied_as_a_whole_bicycle():
     seen = SeenThings()
     seen.remember(_picture(200, a=(0, 18, (0, 220, 0))))
@@ -560,10 +577,15 @@ def test_a_broken_off_run_goes_on_where_it_was(tmp_path, rendered):
 
     first = TrainingConfig.from_dict(_settings(rendered, steps=12, validation=[]), base=tmp_path)
     Trainer(first, tmp_path / "run").run()
-    trainer = Trainer(TrainingConfig.from_dict(_settings(rendered, validation=[]), base=tmp_path), tmp_path / "run")
+    values = _settings(rendered, validation=[], weight_decay=0.5)
+    trainer = Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / "run")
     assert trainer.step == 12
     saved = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)
-    assert all(torch.equal(saved["decoder"][key], value) for key, value in trainer._decoder.state_dict().items())
+    for part, now in (("decoder", trainer._decoder), ("averaged", trainer._averaged)):
+        assert all(torch.equal(saved[part][key], value) for key, value in now.state_dict().items())
+    momenta = trainer._optimizer.state_dict()["state"]
+    assert momenta and all(torch.equal(saved["optimizer"]["state"][i]["exp_avg"], each["exp_avg"]) for i, each in momenta.items())
+    assert [group["weight_decay"] for group in trainer._optimizer.param_groups] == [0.5, 0.0], "a changed setting is used"
     trainer.run()
     assert trainer.step == 24
     (tmp_path / "run/checkpoint.pt").write_bytes(b"half a file")
@@ -690,12 +712,76 @@ def test_training_stops_when_it_no_longer_gets_better(tmp_path, rendered):
     trainer = Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / "run")
     trainer.run()
     assert trainer.step < 30
+    again = Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / "run")
+    again.run()
+    assert again.step == trainer.step, "the same command does not train on"
+    more = Trainer(TrainingConfig.from_dict({**values, "patience": 4}, base=tmp_path), tmp_path / "run")
+    more.run()
+    assert more.step > trainer.step
+
+
+def test_processes_and_parts_of_a_run_draw_their_own_points_and_words(tmp_path, rendered, monkeypatch):
+    from vl4ad_model.training.trainer import Trainer
+
+    def drawn(rank, folder):
+        monkeypatch.setenv("RANK", rank)
+        values = _settings(rendered, steps=2, validation=[], checkpoint_every=2)
+        trainer = Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / folder)
+        labels = torch.zeros(1, 64, 96, dtype=torch.int64)
+        got = losses.sample_points(labels, 40)[0].tolist(), [trainer._words.sample([]).index.tolist() for _ in range(3)]
+        return trainer, got
+
+    first, of_first = drawn("0", "a")
+    again, of_second, of_other = drawn("0", "b")[1], drawn("1", "c")[1], None
+    assert again == of_first, "a seed gives the same run"
+    first.run()
+    monkeypatch.setenv("RANK", "0")
+    of_other = drawn("0", "a")[1]
+    for points, words in (of_second, of_other):
+        assert points != of_first[0] and words != of_first[1]
+
+
+def test_gradients_are_not_clipped_to_nothing(tmp_path, rendered):
+    from vl4ad_model.training.trainer import Trainer
+
+    values = _settings(rendered, steps=1, validation=[], clip_gradient_norm=0, warmup_steps=0)
+    trainer = Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / "run")
+    before = {key: value.clone() for key, value in trainer._decoder.state_dict().items()}
+    trainer.run()
+    assert any(not torch.equal(before[key], value) for key, value in trainer._decoder.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["cityscapes", "rendered"])
+def test_a_vocabulary_whose_classes_are_not_those_of_the_labels_is_refused(kind, tmp_path, rendered):
+    """Otherwise a car is taught as road."""
+    from vl4ad_model.training.data import require_same_classes
+
+    (tmp_path / "two.yaml").write_text("name: two\nclasses: [{name: road}, {name: car}]\n")
+    vocabulary = Vocabulary.from_yaml(tmp_path / "two.yaml")
+    own = tmp_path / "own"
+    own.mkdir()
+    require_same_classes([DataSource("rendered", own)], vocabulary)  # somebody's own labels may mean anything
+    (own / "recipe.json").write_text("{}")
+    with pytest.raises(TrainingError, match=r"1 = sidewalk, but class 1 of the vocabulary is car"):
+        require_same_classes([DataSource(kind, own)], vocabulary)
+    require_same_classes([DataSource(kind, own)], Vocabulary.cityscapes().adding_hazards(["tyre"]))
 
 
 @pytest.mark.slow
 def test_two_processes_train_one_model(tmp_path, rendered):
-    """torchrun with two processes on the CPU: gradients are shared, so both end with the same weights as they log."""
+    """torchrun with two processes on the CPU: gradients are shared, so both end with the same weights."""
     config = tmp_path / "run.yaml"
+    program = tmp_path / "train.py"
+    program.write_text(
+        "import hashlib, os, sys\n"
+        "from pathlib import Path\n"
+        "from vl4ad_model.training.config import TrainingConfig\n"
+        "from vl4ad_model.training.trainer import Trainer\n"
+        "trainer = Trainer(TrainingConfig.from_yaml(Path(sys.argv[1])), Path(sys.argv[2]))\n"
+        "trainer.run()\n"
+        "weights = b''.join(value.numpy().tobytes() for value in trainer._decoder.state_dict().values())\n"
+        "(Path(sys.argv[2]) / ('rank' + os.environ['RANK'])).write_text(hashlib.sha256(weights).hexdigest())\n"
+    )
     config.write_text(
         json.dumps(_settings(rendered, steps=4, validate_every=4, validation=[], checkpoint_every=4, compiled_backbone=False))
     )
@@ -708,15 +794,14 @@ def test_two_processes_train_one_model(tmp_path, rendered):
         "2",
         "--master-port",
         "29617",
-        "-m",
-        "vl4ad_model.cli",
     ]
     done = subprocess.run(
-        [*command, "train", "--config", str(config), "--out", str(tmp_path / "run")],
+        [*command, str(program), str(config), str(tmp_path / "run")],
         env=environment, capture_output=True, text=True, timeout=240, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])["step"] == 4
+    assert (tmp_path / "run/rank0").read_text() == (tmp_path / "run/rank1").read_text()
     assert (tmp_path / "run/model/decoder.safetensors").is_file()
 
 

@@ -56,11 +56,12 @@ class SeenThings:
 
     Args:
         hazards: names of the hazards that are remembered; None = all.
+        cutouts: remember those, too, that are pasted pictures.
         each: how many of a kind are remembered; older ones are forgotten.
     """
 
-    def __init__(self, hazards: Collection[str] | None = None, each: int = 64) -> None:
-        self._hazards, self._each = hazards, each
+    def __init__(self, hazards: Collection[str] | None = None, each: int = 64, *, cutouts: bool = True) -> None:
+        self._hazards, self._each, self._cutouts = hazards, each, cutouts
         self._kinds: dict[str, deque[tuple[np.ndarray, np.ndarray, str]]] = {}
 
     @property
@@ -71,7 +72,7 @@ class SeenThings:
     def remember(self, frame: Frame) -> None:
         """Keep the hazards of a frame, and its rare known things that are whole."""
         present = set(np.unique(frame.labels).tolist())
-        for number in present & set(frame.hazards):
+        for number in sorted(present & set(frame.hazards) - (set() if self._cutouts else frame.cutouts)):
             name = frame.hazards[number]
             if self._hazards is None or name in self._hazards:
                 self._keep(frame, frame.labels == number, name, name)

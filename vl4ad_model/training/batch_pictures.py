@@ -26,6 +26,12 @@ _CHROMINANCE = (
 _TO_GREY = (0.299, 0.587, 0.114)
 
 
+def sent(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """The values on a device. A GPU gets them from pinned memory: from any other, copying waits for everything before it."""
+    tensor = torch.as_tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 class Draw:
     """Random numbers on a device, and what a host must know of beforehand: seeded, and never waiting for the device."""
 
@@ -36,7 +42,7 @@ class Draw:
 
     def some(self, batch: int, share: float) -> Tensor:
         """int64 indices of about a `share` of a batch."""
-        return torch.from_numpy(np.flatnonzero(self.on_host.random(batch) < share)).to(self.device)
+        return sent(np.flatnonzero(self.on_host.random(batch) < share), self.device)
 
     def one_of(self, rows: Tensor) -> Tensor:
         """(B,) int64: a random column of those that are true in each row of a bool (B, n); any where none is."""
@@ -106,7 +112,7 @@ def shake_colours(rgb: Tensor, draw: Draw) -> Tensor:
     x = (rgb / 255).clamp(0, 1) ** _wide(draw.normal(0, 0.25, batch).exp())
     x = (x - 0.5) * _wide(draw.uniform(0.6, 1.4, batch)) + 0.5 + _wide(draw.normal(0, 0.07, batch))
     saturation = torch.where(draw.chance(0.06, batch), 0.0, draw.uniform(0.3, 1.5, batch))[:, None, None]
-    eye, grey = torch.eye(3, device=rgb.device), torch.tensor([_TO_GREY] * 3, device=rgb.device)
+    eye, grey = torch.eye(3, device=rgb.device), sent(torch.tensor([_TO_GREY] * 3), rgb.device)
     matrix = draw.normal(0, 0.07, batch, 3, 1).exp() * (saturation * eye + (1 - saturation) * grey)
     matrix = draw.channels(batch, 0.15) @ matrix
     return (torch.einsum("bij,bjhw->bihw", matrix, x)).clamp(0, 1) * 255
@@ -154,7 +160,7 @@ def jpeg(rgb: Tensor, quality: Tensor) -> Tensor:
     """
     device = rgb.device
     scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality) / 100
-    tables = torch.tensor([_LUMINANCE, _CHROMINANCE, _CHROMINANCE], dtype=torch.float32, device=device).view(3, 8, 8)
+    tables = sent(torch.tensor([_LUMINANCE, _CHROMINANCE, _CHROMINANCE], dtype=torch.float32), device).view(3, 8, 8)
     tables = (scale[:, None, None, None] * tables).round().clamp(1, 255)
     red, green, blue = rgb.unbind(1)
     luma = _TO_GREY[0] * red + _TO_GREY[1] * green + _TO_GREY[2] * blue

@@ -52,7 +52,7 @@ class TrainingConfig:
         anchored_queries: query k always stands for known class k, the others are matched. Converges in a fraction of the
             steps; False is Mask2Former's and FC-CLIP's matching of everything. None = as the weights that are started from.
         steps, warmup_steps, batch_size: of one process; the learning rate rises over the warm-up and falls as a cosine.
-        learning_rate, weight_decay, clip_gradient_norm: AdamW.
+        learning_rate, weight_decay, clip_gradient_norm: AdamW; 0 = gradients are not clipped.
         points: sampled points per image for masks, dice and class maps.
         *_weight: of the losses; `no_object_weight` is the class weight of void for queries without an object.
         name_weight: of telling each named thing from all other words of the training, for queries and single pixels; 0 = off.
@@ -190,6 +190,9 @@ class TrainingConfig:
                 need(math.isfinite(value), f"'{field.name}' must be a finite number")
         for name in ("warmup_steps", "weight_decay", "clip_gradient_norm", "most_copied", "patience", "seed", "workers", *_WEIGHTS):
             need(getattr(self, name) >= 0, f"'{name}' must not be negative")
+        need(self.most_copied <= MOST_COPIED, f"'most_copied' must be at most {MOST_COPIED}: labels have eight bits")
+        for name, what in (("patience", "stop"), ("sharpen", "choose")):
+            need(not getattr(self, name) or bool(self.validation), f"'{name}' needs 'validation' frames to {what} by")
         for name in ("paraphrased", "rare_crops"):
             need(0 <= getattr(self, name) <= 1, f"'{name}' is a share: it must be in [0, 1]")
         need(all(count >= 0 for count in self.extra_blocks or ()), "'extra_blocks' must not be negative")
@@ -202,6 +205,7 @@ class TrainingConfig:
         return json.dumps(dataclasses.asdict(self), indent=1, default=str)
 
 
+MOST_COPIED = 75  # ids 180 to 254
 _WEIGHTS = ("class_weight", "mask_weight", "dice_weight", "map_weight", "no_object_weight", "name_weight", "iou_weight")
 _TUPLES: dict[str, tuple[int, type]] = {"crop": (2, int), "scales": (2, float), "extra_blocks": (3, int)}
 _KINDS_OF_VALUES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}

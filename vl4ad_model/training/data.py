@@ -12,6 +12,7 @@ import numpy as np
 from vl4ad_model.errors import TrainingError
 from vl4ad_model.image_files import read_rgb
 from vl4ad_model.training.config import DataSource
+from vl4ad_model.vocabulary import Vocabulary
 
 IGNORED = 255
 # Cityscapes' label ids to its 19 train ids (cityscapesScripts, labels.py); everything else is ignored.
@@ -28,11 +29,13 @@ class Frame:
     Attributes:
         rgb: (H, W, 3) uint8. labels: (H, W) uint8: ids of known classes, ids of hazards, 255 = ignored.
         hazards: id in `labels` -> name.
+        cutouts: ids of the hazards that are pasted pictures.
     """
 
     rgb: np.ndarray
     labels: np.ndarray
     hazards: dict[int, str]
+    cutouts: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,23 @@ def _cityscapes(folder: Path, split: str) -> list[FrameFiles]:
     return frames
 
 
+def require_same_classes(sources: Sequence[DataSource], vocabulary: Vocabulary) -> None:
+    """Label k of a frame is class k of the vocabulary: where labels are Cityscapes' train ids, so must be the classes.
+
+    Raises:
+        TrainingError: they are not.
+    """
+    expected = [known.name for known in Vocabulary.cityscapes().classes]
+    found = [known.name for known in vocabulary.classes[: len(expected)]]
+    for source in sources:
+        if found != expected and (source.kind == "cityscapes" or (source.folder / "recipe.json").is_file()):
+            k = next(k for k, name in enumerate(expected) if found[k : k + 1] != [name])
+            raise TrainingError(
+                f"the labels in {source.folder} are Cityscapes' train ids, {k} = {expected[k]}, but class {k} of the vocabulary "
+                f"is {found[k] if k < len(found) else 'missing'}: begin it as config/vocabularies/cityscapes.yaml does"
+            )
+
+
 def read_frame(files: FrameFiles, known: int | None = None) -> Frame:
     """Read a frame.
 
@@ -104,7 +124,8 @@ def read_frame(files: FrameFiles, known: int | None = None) -> Frame:
         raise TrainingError(f"{files.labels}: labels are {labels.dtype} {labels.shape}, 8 bit of the image's size are needed")
     if files.info is None:
         return Frame(rgb, cityscapes_train_ids(labels), {})
-    hazards = {number: name for number, (name, _) in _hazards(files.info).items()}
+    listed = _hazards(files.info)
+    hazards = {number: name for number, (name, _) in listed.items()}
     if known is not None:
         known = max(known, len(_CITYSCAPES_TRAIN_IDS))
         nobody = [int(i) for i in np.unique(labels) if i >= known and i != IGNORED and int(i) not in hazards]
@@ -113,7 +134,7 @@ def read_frame(files: FrameFiles, known: int | None = None) -> Frame:
                 f"{files.labels}: label {nobody[0]} is none of the {known} known classes, no hazard that {files.info.name} lists, "
                 f"and not {IGNORED} (ignored)"
             )
-    return Frame(rgb, labels, hazards)
+    return Frame(rgb, labels, hazards, frozenset(number for number, (_, kind) in listed.items() if kind == "cutout"))
 
 
 def cityscapes_train_ids(labels: np.ndarray) -> np.ndarray:

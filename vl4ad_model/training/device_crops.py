@@ -2,12 +2,14 @@
 
 `Crops` of the trainer does the same one crop at a time on the CPU, and a GPU waits for that. Here reading happens once, and nothing
 waits for the host. Frames must be of one size and fit in memory: 0.98 MB per frame of 640 x 384, 8.4 MB per frame of 2048 x 1024.
+Things that are copied are kept at 128 x 128 pixels; larger ones come back blurred.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
+import math
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from torch.nn import functional as F
 from vl4ad_model.errors import TrainingError
 from vl4ad_model.training import data as frames_on_disk
 from vl4ad_model.training.augmentation import FIRST_COPIED, FIRST_PASTED, MOST_PASTED, RARE, RARE_SHARE, CutOuts, SeenThings
-from vl4ad_model.training.batch_pictures import Draw, camera_faults, retexture, shake_colours
+from vl4ad_model.training.batch_pictures import Draw, camera_faults, retexture, sent, shake_colours
 from vl4ad_model.training.data import IGNORED, Frame, FrameFiles
 
 log = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ Result = TypeVar("Result")
 SIDE = 128  # pixels of a stored picture
 SMALLEST_SIDE = 6  # of what is pasted
 PADDING = (124.0, 117.0, 104.0)
-EACH_KIND = 200  # things of a kind that are kept for copying
+EACH_KIND = 200  # things of a kind that are kept for copying, of all frames
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,14 @@ def _squeezed(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(cv2.resize(picture, (SIDE, SIDE), interpolation=shrink)), 0, 255).astype(np.uint8)
 
 
+def _keep(kept: list[Item], thing: Item, met: int, chance: np.random.Generator) -> None:
+    """Keep at most `EACH_KIND` things of a kind, each of all that were met as likely as another (reservoir sampling)."""
+    if len(kept) < EACH_KIND:
+        kept.append(thing)
+    elif (place := int(chance.integers(met + 1))) < EACH_KIND:
+        kept[place] = thing
+
+
 def _mapped(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
     """What a function makes of items, in order, a few ahead of the one that is asked for."""
     with ThreadPoolExecutor(threads) as pool:
@@ -125,7 +135,7 @@ class DeviceCrops:
     ) -> None:
         self._crop, self._scales, self._batch = crop, scales, batch_size
         self._rare_crops, self._most_copied, self._device = rare_crops, most_copied, device
-        self._read(files, known, copied if most_copied else None, workers)
+        self._read(files, known, copied if most_copied else None, workers, pasted=cutouts is not None)
         self._cutouts = Pictures.of_cutouts(cutouts, device) if cutouts is not None and cutouts.names else None
         self._random = np.random.default_rng(seed)
         self._draw = Draw(device, seed)
@@ -137,16 +147,18 @@ class DeviceCrops:
         while True:
             yield self.batch()
 
-    def _read(self, files: Sequence[FrameFiles], known: int, copied: Collection[str] | None, workers: int) -> None:
-        images: list[Tensor] = []
-        labels: list[Tensor] = []
+    def _read(self, files: Sequence[FrameFiles], known: int, copied: Collection[str] | None, workers: int, *, pasted: bool) -> None:
+        each = dict.fromkeys(files)
+        images, labels = torch.empty(0, 3, 0, 0), torch.empty(0, 0, 0)
         self._hazards: list[dict[int, str]] = []
         kinds: dict[str, list[tuple[np.ndarray, np.ndarray, str]]] = {}
+        met: Counter[str] = Counter()
+        chance = np.random.default_rng(len(each))
         places: dict[FrameFiles, int] = {}
         last: TrainingError | None = None
 
         def read(file: FrameFiles) -> tuple[FrameFiles, Frame | TrainingError, SeenThings]:
-            things = SeenThings(copied)
+            things = SeenThings(copied, cutouts=not pasted)
             try:
                 frame = frames_on_disk.read_frame(file, known)
             except TrainingError as error:
@@ -155,24 +167,27 @@ class DeviceCrops:
                 things.remember(frame)
             return file, frame, things
 
-        for file, frame, things in _mapped(read, dict.fromkeys(files), max(1, workers)):
+        for file, frame, things in _mapped(read, each, max(1, workers)):
             if isinstance(frame, TrainingError):
                 log.warning("skipped: %s", frame)
                 last = frame
                 continue
-            if images and frame.labels.shape != labels[0].shape:
-                sizes = " and ".join(f"{w}x{h}" for h, w in (tuple(labels[0].shape), frame.labels.shape))
+            if not places:
+                images, labels = self._room(len(each), frame.labels.shape)
+            if frame.labels.shape != labels.shape[1:]:
+                sizes = " and ".join(f"{w}x{h}" for h, w in (tuple(labels.shape[1:]), frame.labels.shape))
                 raise TrainingError(f"crops_on_device needs frames of one size, but there are {sizes}: {file.image}")
-            places[file] = len(images)
-            images.append(torch.from_numpy(frame.rgb.transpose(2, 0, 1).copy()).to(self._device))
-            labels.append(torch.from_numpy(frame.labels.copy()).to(self._device))
+            place = places[file] = len(places)
+            images[place] = torch.from_numpy(frame.rgb.transpose(2, 0, 1).copy()).to(self._device)
+            labels[place] = torch.from_numpy(frame.labels.copy()).to(self._device)
             self._hazards.append(frame.hazards)
             for kind, found in things.kinds.items():
-                kept = kinds.setdefault(kind, [])
-                kept.extend(list(found)[: EACH_KIND - len(kept)])
-        if not images:
+                for thing in found:
+                    _keep(kinds.setdefault(kind, []), thing, met[kind], chance)
+                    met[kind] += 1
+        if not places:
             raise TrainingError(f"no training image can be read, the last: {last}")
-        self._images, self._labels = torch.stack(images), torch.stack(labels)
+        self._images, self._labels = images[: len(places)], labels[: len(places)]
         self._order = np.array([places[file] for file in files if file in places])
         self._things: Pictures | None = None
         self._kinds: list[tuple[str, int, int]] = []
@@ -182,12 +197,21 @@ class DeviceCrops:
             ends = np.cumsum([len(kinds[kind]) for kind in ordered]).tolist()
             self._kinds = [(kind, end - len(kinds[kind]), end) for kind, end in zip(ordered, ends, strict=True)]
 
+    def _room(self, count: int, size: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Where that many frames (H, W) and their labels go: all at once, since joining them later would need twice as much."""
+        try:
+            images = torch.empty(count, 3, *size, dtype=torch.uint8, device=self._device)
+            return images, torch.empty(count, *size, dtype=torch.uint8, device=self._device)
+        except RuntimeError as error:  # torch's own for memory, on the CPU and on a GPU
+            need = f"{4 * count * math.prod(size) / 1e9:.1f} GB for {count} frames of {size[1]}x{size[0]}"
+            raise TrainingError(f"crops_on_device needs {need}, which {self._device} does not have: set it to false") from error
+
     def batch(self) -> tuple[Tensor, Tensor, list[dict[int, str]]]:
         """One batch."""
         with torch.no_grad():
             frames = self._order[self._random.integers(len(self._order), size=self._batch)]
             hazards = [dict(self._hazards[frame]) for frame in frames]
-            rgb, labels = self._cut(torch.from_numpy(frames).to(self._device))
+            rgb, labels = self._cut(sent(frames, self._device))
             if self._things is not None:
                 rgb, labels = self._copy(rgb, labels, hazards)
             if self._cutouts is not None:
@@ -205,7 +229,7 @@ class DeviceCrops:
         down = draw.uniform(low, high, batch).exp()
         across = down * draw.normal(0, 0.06, batch).exp()
         size = torch.stack(((height * down).round().clamp_min(16), (width * across).round().clamp_min(16)), dim=1)
-        crop = torch.tensor(self._crop, device=self._device)
+        crop = sent(torch.tensor(self._crop), self._device)
         room = (size - crop).clamp_min(0)[:, None].expand(-1, 3, -1) + 1
         corner = draw.below(room).float()  # (B, 3 places, 2)
         best = self._fullest(frames, size, corner).where(draw.chance(self._rare_crops, batch), 0)
@@ -222,7 +246,7 @@ class DeviceCrops:
         grid = torch.stack((x * (2 / width) - 1, y * (2 / height) - 1), dim=-1)
         rgb = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
         labels = self._labels[frames[:, None, None], y.long().clamp(0, height - 1), x.long().clamp(0, width - 1)]
-        grey = torch.tensor(PADDING, device=self._device)[None, :, None, None]
+        grey = sent(torch.tensor(PADDING), self._device)[None, :, None, None]
         return torch.where(outside[:, None], grey, rgb), labels.masked_fill(outside, IGNORED)
 
     def _fullest(self, frames: Tensor, size: Tensor, corner: Tensor) -> Tensor:
@@ -252,8 +276,8 @@ class DeviceCrops:
                 which.append(int(self._random.integers(first, end)))
                 if things.names[which[-1]]:
                     hazards[image][FIRST_COPIED + number] = things.names[which[-1]]
-            chosen = torch.tensor(which, device=self._device)
-            named = torch.tensor([bool(things.names[i]) for i in which], device=self._device)
+            chosen = sent(torch.tensor(which), self._device)
+            named = sent(torch.tensor([bool(things.names[i]) for i in which]), self._device)
             ids = things.ids[chosen]
             ids = torch.where(named[:, None, None] & (ids != IGNORED), FIRST_COPIED + number, ids)
             sizes = things.sizes[chosen]
@@ -274,7 +298,7 @@ class DeviceCrops:
             which = self._random.integers(len(pictures.names), size=batch)
             for image, picture in enumerate(which):
                 hazards[image][FIRST_PASTED + number] = pictures.names[picture]
-            chosen = torch.from_numpy(which).to(self._device)
+            chosen = sent(which, self._device)
             rgba = self._recoloured(pictures.rgba[chosen].float())
             sizes = pictures.sizes[chosen] / SIDE
             sizes = sizes * torch.stack((torch.ones(batch, device=self._device), draw.normal(0, 0.15, batch).exp()), dim=1)

@@ -65,7 +65,7 @@ def answers_of(network: FCCLIP, maps: Pyramid, labels: Tensor, things: Tensor, e
         anchored: the first so many queries stand for the known class of their index.
     """
     decoder = network.mask_decoder
-    features = network.pixel_decoder(maps)
+    features = network.pixel_decoder(tuple(each.float() for each in maps))  # training in half precision has them in half
     (last,) = decoder(features)
     pooled = pool_over_masks(features.mask_features, last.mask_logits)
     inside = (last.mask_logits > 0).flatten(2).float()

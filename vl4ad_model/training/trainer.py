@@ -76,7 +76,8 @@ class Crops(torch.utils.data.IterableDataset):
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         r = np.random.default_rng([self._seed, worker.id if worker else 0])
-        config, seen = self._config, SeenThings(self._copied)
+        # Cut-outs are pasted afresh; a copy of one that was rendered into a frame would only be a worse picture of it.
+        config, seen = self._config, SeenThings(self._copied, cutouts=self._cutouts is None)
         unreadable = 0
         while True:
             files = self._files[int(r.integers(len(self._files)))]
@@ -173,6 +174,9 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.step, self.best, self._since_best = 0, -math.inf, 0
         self._resume()
+        # Each process, and each part of a run that was broken off, draws its own points and words.
+        torch.manual_seed(config.seed + 1000 * self.rank + self.step)
+        self._words.restart(config.seed + 1000 * self.rank + self.step)
 
     # --- parts ----------------------------------------------------------------------------------------------------------
 
@@ -224,6 +228,7 @@ class Trainer:
     def _load_words(self) -> None:
         config = self.config
         self.vocabulary = Vocabulary.from_yaml(config.vocabulary) if config.vocabulary else Vocabulary.cityscapes()
+        frames_on_disk.require_same_classes((*config.data, *config.validation), self.vocabulary)
         self.cutouts = CutOuts.load(config.cutouts) if config.cutouts else None
         tokenize, end_token = tokenizer(self.model_config.clip_model, self.model_config.clip_config)
         self.text = prompts.TextEncoder(
@@ -242,7 +247,7 @@ class Trainer:
                 f"than known classes ({self.vocabulary.known_count})"
             )
         self._anchored = self.vocabulary.known_count if config.anchored_queries else 0
-        self._words = WordSampler(self.vocabulary, names, self.text, config.seed + 7 * self.rank, paraphrased=config.paraphrased)
+        self._words = WordSampler(self.vocabulary, names, self.text, config.seed, paraphrased=config.paraphrased)
 
     def _load_validation(self) -> None:
         files = [f for source in self.config.validation for f in frames_on_disk.find_frames(source)]
@@ -256,6 +261,11 @@ class Trainer:
         config = self.config
         weights = LossWeights(*(getattr(config, field.name) for field in dataclasses.fields(LossWeights)))
         result, began, reported = None, time.monotonic(), self.step
+        if self._all_stop(self._out_of_patience()):
+            self._write_log(
+                {"step": self.step, "stopped": f"no better for {self._since_best} validations: raise 'patience' to go on"}
+            )
+            return result
         sums = torch.zeros(len(LOSSES), device=self.device)
         for maps, labels, hazards in self._batches():
             if self.step >= config.steps:
@@ -278,8 +288,9 @@ class Trainer:
             if self.step % config.validate_every == 0 or self.step == config.steps:
                 result = self._validate()
                 began = time.monotonic()
-                if self._all_stop(bool(config.patience) and self._since_best >= config.patience):
+                if self._all_stop(self._out_of_patience()):
                     self._write_log({"step": self.step, "stopped": f"no better for {self._since_best} validations"})
+                    self.save_checkpoint()  # so that the same command does not train on
                     break
             if self.step % config.checkpoint_every == 0 or self.step == config.steps:
                 self.save_checkpoint()
@@ -290,8 +301,7 @@ class Trainer:
     def _batches(self) -> Generator[tuple[Pyramid, Tensor, list[dict[int, str]]], None, None]:
         """Endless: CLIP's pyramids of a batch of crops, the crops' labels and hazards."""
         config = self.config
-        # Cut-outs are pasted afresh; a copy of one that was rendered into a frame would only be a worse picture of it.
-        copied = sorted(set(self._names) - set(self.cutouts.names if self.cutouts else ()))
+        copied = sorted(self._names)
         seed = config.seed + 1000 * self.rank + self.step
         pyramid = frozen_pyramid(
             self.network, config.crop, config.batch_size, compiled=config.compiled_backbone, threads=config.threads or 1,
@@ -342,6 +352,9 @@ class Trainer:
         )
         return len(found.things)
 
+    def _out_of_patience(self) -> bool:
+        return bool(self.config.patience) and self._since_best >= self.config.patience
+
     def _all_stop(self, enough: bool) -> bool:
         """What the first process found, in all: one that went on alone would wait for the others for ever."""
         if self.world == 1:
@@ -379,7 +392,8 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         self._scaler.scale(losses["total"]).backward()
         self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self._decoder.parameters(), config.clip_gradient_norm)
+        if config.clip_gradient_norm:
+            nn.utils.clip_grad_norm_(self._decoder.parameters(), config.clip_gradient_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         if config.ema_decay:
@@ -519,7 +533,10 @@ class Trainer:
             self._decoder.load_state_dict(content["decoder"])
             self._averaged.load_state_dict(content["averaged"])
             self._optimizer.load_state_dict(content["optimizer"])
-            self._scaler.load_state_dict(content["scaler"])
+            for group, decay in zip(self._optimizer.param_groups, (self.config.weight_decay, 0.0), strict=True):
+                group["weight_decay"] = decay  # of this run, not of the one that the checkpoint is of
+            if content["scaler"] and self._scaler.is_enabled():  # both in fp16
+                self._scaler.load_state_dict(content["scaler"])
             self.step, self.best, self._since_best = content["step"], content["best"], content["since_best"]
             then, now = json.loads(content["config"]), json.loads(self.config.to_json())
         except Exception as error:

@@ -96,6 +96,10 @@ class WordSampler:
         self._things = {name: int(self._owners[self._place[name]]) for name in names}
         self._canonical = self._rows[[self._place[name] for name in self._pool]] if names else self._rows[:0]
 
+    def restart(self, seed: int) -> None:
+        """Draw from another seed."""
+        self._rng = np.random.default_rng(seed)
+
     def sample(self, present: Sequence[str]) -> Words:
         """Words for a batch in which the hazards `present` can be seen; those without a name get a generic one or none."""
         rng = self._rng

@@ -21,7 +21,7 @@ from vl4ad_model.network_words import classifier_for, random_rows
 from vl4ad_model.scoring import RelatedWord, prepare_classifier, query_class_probabilities
 from vl4ad_model.training import naming
 from vl4ad_model.training.config import DataSource, TrainingConfig
-from vl4ad_model.training.data import find_frames, hazard_names
+from vl4ad_model.training.data import find_frames, hazard_names, read_frame
 from vl4ad_model.training.words import Words
 from vl4ad_model.vocabulary import Vocabulary
 
@@ -124,18 +124,17 @@ def settings_file(tmp_path: Path, **changes) -> Path:
 
 def test_names_are_fitted_to_what_half_precision_leaves(network):
     """On a GPU, where a run in half precision takes CLIP's maps in half."""
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (1, 3, 64, 96), generator=generator, dtype=torch.uint8)
+    frame = read_frame(find_frames(DataSource("rendered", FRAMES))[0])
     with torch.inference_mode():
-        maps = network.clip(network.normalize(images)).pyramid
-    labels = torch.full((1, 64, 96), 120)
+        maps = network.clip(network.normalize(torch.from_numpy(frame.rgb.copy()).permute(2, 0, 1)[None])).pyramid
+    labels = torch.from_numpy(frame.labels.astype("int64"))[None]
     things, emphasis = torch.arange(256)[None], torch.ones(1, 256)
     found = [
-        naming.answers_of(network, tuple(each.to(kind) for each in maps), labels, things, emphasis, anchored=0)
+        naming.answers_of(network, tuple(each.to(kind) for each in maps), labels, things, emphasis, anchored=19)
         for kind in (torch.float32, torch.bfloat16)
     ]
-    assert len(found[0].things) > 0 and found[1].pooled.dtype == torch.float32
-    assert abs(len(found[1].things) - len(found[0].things)) <= 3
+    assert len(found[0].things) > 4 and found[1].pooled.dtype == torch.float32
+    assert abs(len(found[1].things) - len(found[0].things)) <= 2
 
 
 def test_fitting_names_changes_nothing_else_of_the_decoder(copied, tmp_path):

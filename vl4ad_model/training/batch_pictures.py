@@ -29,7 +29,8 @@ _TO_GREY = (0.299, 0.587, 0.114)
 def sent(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """The values on a device. A GPU gets them from pinned memory: from any other, copying waits for everything before it."""
     tensor = torch.as_tensor(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    pinned = device.type == "cuda" and tensor.numel() > 0
+    return tensor.pin_memory().to(device, non_blocking=True) if pinned else tensor.to(device)
 
 
 class Draw:

@@ -713,6 +713,7 @@ def test_training_stops_when_it_no_longer_gets_better(tmp_path, rendered):
     trainer.run()
     assert trainer.step < 30
     again = Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / "run")
+    assert again.step == trainer.step, "it knows where it stopped"
     again.run()
     assert again.step == trainer.step, "the same command does not train on"
     more = Trainer(TrainingConfig.from_dict({**values, "patience": 4}, base=tmp_path), tmp_path / "run")
@@ -744,7 +745,7 @@ def test_processes_and_parts_of_a_run_draw_their_own_points_and_words(tmp_path, 
 def test_gradients_are_not_clipped_to_nothing(tmp_path, rendered):
     from vl4ad_model.training.trainer import Trainer
 
-    values = _settings(rendered, steps=1, validation=[], clip_gradient_norm=0, warmup_steps=0)
+    values = _settings(rendered, steps=1, validation=[], clip_gradient_norm=0, weight_decay=0, warmup_steps=0)
     trainer = Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / "run")
     before = {key: value.clone() for key, value in trainer._decoder.state_dict().items()}
     trainer.run()

@@ -224,9 +224,8 @@ def iou_loss(p: Tensor, point_columns: Tensor, inside: Tensor, known: int) -> Te
     share = (p / p.sum(-1, keepdim=True).clamp_min(1e-4))[..., :known].flatten(0, 1).T
     is_class = (point_columns.flatten()[None] == torch.arange(known, device=p.device)[:, None]) & inside.flatten()
     is_class = is_class.to(share.dtype)
-    # Points outside have no error, and come last where they add nothing.
-    error = (is_class - share).abs() * inside.flatten()
-    error, order = error.sort(dim=1, descending=True)
+    # A point outside is neither a hit nor one of the others: the slope there is 0, whatever its error.
+    error, order = (is_class - share).abs().sort(dim=1, descending=True)
     hits = is_class.gather(1, order)
     others = inside.flatten().to(share.dtype).expand_as(hits).gather(1, order) - hits
     number = hits.sum(1, keepdim=True)

@@ -67,7 +67,7 @@ def test_every_output_belongs_to_exactly_one_version_of_the_words():
         expected.append(reference.segment(rgb))
     # The scores tell any two apart, far beyond what is allowed below, or this test could not fail.
     for i, j in ((0, 1), (1, 2), (0, 2)):
-        assert np.abs(expected[i].anomaly - expected[j].anomaly).max() > 0.02
+        assert np.abs(expected[i].anomaly - expected[j].anomaly).max() > 0.05
 
     with running_detector(client={"topics": ("segmentation", "anomaly_score")}) as (_, user):
         with Camera(user, rgb, 30) as camera:

@@ -208,12 +208,34 @@ def panels_in(node):
     return {node} if isinstance(node, str) else panels_in(node["first"]) | panels_in(node["second"])
 
 
-def test_the_launch_files_say_what_each_argument_does():
+def launch_file(name):
+    """A launch file as a module."""
     pytest.importorskip("launch_ros", reason="launch_ros is not installed (it is not on PyPI)")
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"launch/{name}.launch.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def launched(prefix, monkeypatch):
+    """The actions of detector.launch.py with arguments, and their context."""
+    module = launch_file("detector")
+    from launch import LaunchContext
+
+    monkeypatch.setenv("AMENT_PREFIX_PATH", f"{prefix}:{os.environ.get('AMENT_PREFIX_PATH', '')}")
+
+    def with_arguments(**given):
+        context = LaunchContext()
+        context.launch_configurations.update({name: default for name, (default, _) in module.ARGUMENTS.items()} | given)
+        return module._actions(context), context
+
+    return with_arguments
+
+
+def test_the_launch_files_say_what_each_argument_does():
     for name in ("detector", "replay"):
-        spec = importlib.util.spec_from_file_location(name, ROOT / f"launch/{name}.launch.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = launch_file(name)
         declared = [each for each in module.generate_launch_description().entities if hasattr(each, "default_value")]
         assert {each.name for each in declared} == set(module.ARGUMENTS) and all(each.description for each in declared)
 
@@ -230,32 +252,16 @@ def test_the_launch_files_say_what_each_argument_does():
         ({"rviz": "maybe"}, "'maybe' is neither true nor false"),
     ],
 )
-def test_a_launch_argument_that_cannot_be_used_is_said_before_anything_starts(prefix, monkeypatch, given, said):
-    launch = pytest.importorskip("launch", reason="launch is not installed (it is not on PyPI)")
-    pytest.importorskip("launch_ros", reason="launch_ros is not installed (it is not on PyPI)")
-    monkeypatch.setenv("AMENT_PREFIX_PATH", f"{prefix}:{os.environ.get('AMENT_PREFIX_PATH', '')}")
-    spec = importlib.util.spec_from_file_location("detector", ROOT / "launch/detector.launch.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    context = launch.LaunchContext()
-    context.launch_configurations.update({name: default for name, (default, _) in module.ARGUMENTS.items()} | given)
+def test_a_launch_argument_that_cannot_be_used_is_said_before_anything_starts(launched, given, said):
     with pytest.raises(RuntimeError, match=re.escape(said)):
-        module._actions(context)
+        launched(**given)
 
 
-def test_launch_arguments_reach_the_node(prefix, monkeypatch, tmp_path):
+def test_launch_arguments_reach_the_node(launched, monkeypatch, tmp_path):
     """What `ros2 launch` would put on the detector's command line."""
-    launch = pytest.importorskip("launch", reason="launch is not installed (it is not on PyPI)")
-    pytest.importorskip("launch_ros", reason="launch_ros is not installed (it is not on PyPI)")
-    monkeypatch.setenv("AMENT_PREFIX_PATH", f"{prefix}:{os.environ.get('AMENT_PREFIX_PATH', '')}")
-    spec = importlib.util.spec_from_file_location("detector", ROOT / "launch/detector.launch.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
 
     def node_of(**given):
-        context = launch.LaunchContext()
-        context.launch_configurations.update({name: default for name, (default, _) in module.ARGUMENTS.items()} | given)
-        node = module._actions(context)[0]
+        (node, *_), context = launched(**given)
         node._perform_substitutions(context)
         parameters, files = {}, []
         for path, _ in node._Node__expanded_parameter_arguments:

@@ -135,9 +135,9 @@ class DeviceCrops:
     ) -> None:
         self._crop, self._scales, self._batch = crop, scales, batch_size
         self._rare_crops, self._most_copied, self._device = rare_crops, most_copied, device
+        self._random = np.random.default_rng(seed)
         self._read(files, known, copied if most_copied else None, workers, pasted=cutouts is not None)
         self._cutouts = Pictures.of_cutouts(cutouts, device) if cutouts is not None and cutouts.names else None
-        self._random = np.random.default_rng(seed)
         self._draw = Draw(device, seed)
         height, width = crop
         self._rows = torch.arange(height, device=device, dtype=torch.float32)[None, :, None] + 0.5
@@ -153,7 +153,6 @@ class DeviceCrops:
         self._hazards: list[dict[int, str]] = []
         kinds: dict[str, list[tuple[np.ndarray, np.ndarray, str]]] = {}
         met: Counter[str] = Counter()
-        chance = np.random.default_rng(len(each))
         places: dict[FrameFiles, int] = {}
         last: TrainingError | None = None
 
@@ -183,7 +182,7 @@ class DeviceCrops:
             self._hazards.append(frame.hazards)
             for kind, found in things.kinds.items():
                 for thing in found:
-                    _keep(kinds.setdefault(kind, []), thing, met[kind], chance)
+                    _keep(kinds.setdefault(kind, []), thing, met[kind], self._random)
                     met[kind] += 1
         if not places:
             raise TrainingError(f"no training image can be read, the last: {last}")

@@ -226,6 +226,46 @@ def test_two_threads_may_ask_at_once(network, cache, picture):
     assert not wrong
 
 
+@pytest.mark.parametrize("name", COMPILED)
+def test_an_engine_made_for_several_images_runs_them_at_once(network, cache, picture, name):
+    pictures = [picture, 255 - picture, picture[:, ::-1].copy()]
+    alone = engines.compiled_class(name)(network, network_size=SIZE, cache=cache)
+    expected = [alone.propose(p, pooled=False).mask_logits for p in pictures]
+    engine = engines.compiled_class(name)(network, network_size=SIZE, cache=cache, parallel=3)
+    engine.prepare(False)
+    together, run, answers = threading.Barrier(3, timeout=30), engine._runners[False].run, {}
+
+    def run_together(images):
+        together.wait()
+        return run(images)
+
+    engine._runners[False].run = run_together
+
+    def ask(index):
+        answers[index] = engine.propose(pictures[index], pooled=False).mask_logits
+
+    threads = [threading.Thread(target=ask, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, logits in enumerate(expected):
+        assert (answers[index] - logits).abs().max() <= 1e-4 * logits.abs().max()
+    engine.close()
+    failed = []
+
+    def too_late():
+        try:
+            run(picture)
+        except Exception as error:
+            failed.append(error)
+
+    late = threading.Thread(target=too_late, daemon=True)
+    late.start()
+    late.join(30)
+    assert failed and not late.is_alive()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["fcclip-r50"])
 @pytest.mark.parametrize("name", COMPILED)

@@ -29,12 +29,12 @@ def picture(street):
     return np.ascontiguousarray(street[None, :64, :96])
 
 
-def onnx(network, cache):
-    return ONNXRuntimeEngine(network, network_size=SIZE, cache=cache)
+def onnx(network, cache, **options):
+    return ONNXRuntimeEngine(network, network_size=SIZE, cache=cache, **options)
 
 
 def test_two_threads_that_see_the_same_engine_fail_both_get_their_answer(network, cache, picture):
-    compiled = onnx(network, cache)
+    compiled = onnx(network, cache, parallel=2)
     compiled.prepare(False)
     both = threading.Barrier(2)
 
@@ -43,7 +43,6 @@ def test_two_threads_that_see_the_same_engine_fail_both_get_their_answer(network
         raise RuntimeError("the device is gone")
 
     compiled._runners[False].run = run
-    compiled._run_lock = threading.Semaphore(2)
     engine = ServingEngine(compiled, [lambda: TorchEngine(network)], reason="as asked for")
     expected = TorchEngine(network).propose(picture, pooled=False).mask_logits
     answers = []

@@ -50,7 +50,8 @@ def _start(announced: dict) -> tuple[int, int]:
     return (stamp["sec"], stamp["nanosec"]) if stamp else (0, 0)
 
 
-def test_every_output_belongs_to_exactly_one_version_of_the_words():
+@pytest.mark.parametrize("settings", [{}, {"engine": "openvino", "parallel_images": 3}], ids=["one", "three at once"])
+def test_every_output_belongs_to_exactly_one_version_of_the_words(settings):
     import cv2
 
     from vl4ad_model.image_files import read_rgb
@@ -69,7 +70,8 @@ def test_every_output_belongs_to_exactly_one_version_of_the_words():
     for i, j in ((0, 1), (1, 2), (0, 2)):
         assert np.abs(expected[i].anomaly - expected[j].anomaly).max() > 0.05
 
-    with running_detector(client={"topics": ("segmentation", "anomaly_score")}) as (_, user):
+    with running_detector(settings, client={"topics": ("segmentation", "anomaly_score")}) as (_, user):
+        user.wait_until_built()
         with Camera(user, rgb, 30) as camera:
             for count, index in enumerate((1, 2, 0, 1), 2):
                 time.sleep(1.0)
@@ -83,6 +85,8 @@ def test_every_output_belongs_to_exactly_one_version_of_the_words():
         stamps = sorted(outputs["segmentation"])
         assert stamps == sorted(outputs["anomaly_score"]) and set(stamps) <= set(camera.sent)
         announced = [labels.content for labels in user.collected.labels]
+    # They come out in the order in which they went in, however many are worked on.
+    assert list(outputs["segmentation"]) == stamps
     assert [content["version"] for content in announced] == list(range(1, len(announced) + 1)) and len(announced) == 5
     hazards_of = [tuple(entry["prompt"] for entry in content["classes"] if entry["kind"] == "hazard") for content in announced]
     starts = [_start(content) for content in announced]
@@ -258,6 +262,7 @@ def test_an_empty_list_at_the_start_is_no_hazard_one_camera_and_the_default_size
         ({"cameras": ["front left"]}, "is no ROS name"),
         ({"network_size": [100, 100]}, "network_size is [height, width] in pixels, multiples of 32"),
         ({"anomaly_threshold": 1e9}, "anomaly_threshold"),
+        ({"parallel_images": 0}, "parallel_images must be 1 to 16, not 0"),
         ({"image_transport": "theora"}, "raw, compressed"),
         ({"model": 5}, "model"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from vl4ad_model.engines.base import BuildProgress, Engine, ProgressCallback
     from vl4ad_model.network.fcclip import FCCLIP
     from vl4ad_model.prompts import TextEncoder
-    from vl4ad_model.scoring import TextClassifier
+    from vl4ad_model.scoring import Scorer, TextClassifier
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Words:
 class Segmenter:
     """A model, an engine and a vocabulary. Make one with `Segmenter.load`.
 
-    Any thread may call anything: images go through one after another, and a change of vocabulary in the middle of one is atomic
-    and takes effect from the next.
+    Any thread may call anything: images go through one after another, or as many at once as `parallel` says, and a change of
+    vocabulary in the middle of one is atomic and takes effect from the next.
     """
 
     def __init__(
@@ -82,14 +83,17 @@ class Segmenter:
         classifier: str | None = None,
         merge_classes: bool = True,
         scoring: str | None = None,
+        parallel: int = 1,
     ) -> None:
         from vl4ad_model.scoring import Scorer
 
         self._network, self._engine, self._text = network, engine, text_encoder
         self.model_name, self.notice = model_name, notice
-        self._scorer = Scorer()
         self._change = threading.Lock()
-        self._run = threading.Lock()  # engines and the scorer keep buffers
+        self._scorers = [Scorer() for _ in range(parallel)]  # each keeps buffers
+        self._idle = queue.LifoQueue[Scorer]()
+        for scorer in self._scorers:
+            self._idle.put(scorer)
         config = network.config
         self._words = self._prepare(
             vocabulary, classifier or config.classifier, merge_classes, scoring or config.scoring, version=1
@@ -111,6 +115,7 @@ class Segmenter:
         offline: bool = False,
         threads: int | None = None,
         background: bool = False,
+        parallel: int = 1,
         progress: ProgressCallback | None = None,
     ) -> Segmenter:
         """Load a model.
@@ -129,6 +134,8 @@ class Segmenter:
             offline: never download.
             threads: CPU threads of the network; None = the library's default.
             background: do not wait for an engine that must be compiled first; PyTorch serves meanwhile.
+            parallel: images that threads may segment at once. OpenVINO and ONNX Runtime share the CPU among them; other engines
+                take one after another, and only what is done before and after overlaps.
             progress: called with `BuildProgress` while an engine is compiled.
 
         Raises:
@@ -170,12 +177,13 @@ class Segmenter:
             threads=threads,
             pooled=(classifier or config.classifier) != "in_vocabulary",
             background=background,
+            parallel=parallel,
             progress=progress,
         )
         try:
             return cls(
                 network, running, text, vocabulary, model_name=files.name, notice=files.notice,
-                classifier=classifier, merge_classes=merge_classes, scoring=scoring,
+                classifier=classifier, merge_classes=merge_classes, scoring=scoring, parallel=parallel,
             )  # fmt: skip
         except BaseException:
             running.close()
@@ -190,7 +198,7 @@ class Segmenter:
     @property
     def engine_reason(self) -> str:
         """Why this engine runs, one line, and what had to be done for want of memory."""
-        return "; ".join(filter(None, (self._engine.reason, self._scorer.notice)))
+        return "; ".join(filter(None, (self._engine.reason, self._scoring_notice)))
 
     @property
     def engine_error(self) -> str:
@@ -200,7 +208,11 @@ class Segmenter:
     @property
     def engine_trouble(self) -> str:
         """`engine_error`, and what scoring had to do without for want of memory; empty where all is well."""
-        return "; ".join(filter(None, (self.engine_error, self._scorer.notice)))
+        return "; ".join(filter(None, (self.engine_error, self._scoring_notice)))
+
+    @property
+    def _scoring_notice(self) -> str:
+        return next((scorer.notice for scorer in self._scorers if scorer.notice), "")
 
     @property
     def engine_progress(self) -> BuildProgress | None:
@@ -334,20 +346,23 @@ class Segmenter:
 
     # --- images ---------------------------------------------------------------------------------------------------------
 
-    def segment(self, rgb: np.ndarray, *, output_size: str | tuple[int, int] = "input") -> Segmentation:
+    def segment(self, rgb: np.ndarray, *, output_size: str | tuple[int, int] = "input", words: Words | None = None) -> Segmentation:
         """Segment one image.
 
         Args:
             rgb: (H, W, 3) uint8 RGB.
             output_size: "input" (the image's size), "network" (the size it was fitted to), or (height, width).
+            words: what `words` was when it was asked; None = what it is now.
 
         Raises:
             ImageError: not an image of that kind.
         """
-        return self.segment_batch([rgb], output_size=output_size)[0]
+        return self.segment_batch([rgb], output_size=output_size, words=words)[0]
 
-    def segment_batch(self, images: list[np.ndarray], *, output_size: str | tuple[int, int] = "input") -> list[Segmentation]:
-        """Segment several images; those of one size share a run of the network.
+    def segment_batch(
+        self, images: list[np.ndarray], *, output_size: str | tuple[int, int] = "input", words: Words | None = None
+    ) -> list[Segmentation]:
+        """Segment several images; those of one size share a run of the network. For the arguments see `segment`.
 
         Raises:
             ImageError: one of them is no usable image; none is processed then.
@@ -356,14 +371,14 @@ class Segmenter:
         checked = [check_rgb(rgb, f"image {index + 1}") for index, rgb in enumerate(images)]
         if output_size not in ("input", "network"):
             output_size = _checked_size(output_size)
-        words = self._words
+        words = words or self._words
         results: list[Segmentation | None] = [None] * len(checked)
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, rgb in enumerate(checked):
             by_size.setdefault(rgb.shape[:2], []).append(index)
         for size, members in by_size.items():
-            with self._run:
-                (alike,) = self._segment_alike([checked[i] for i in members], size, [words], output_size)
+            with self._turn() as scorer:
+                (alike,) = self._segment_alike(scorer, [checked[i] for i in members], size, [words], output_size)
             for index, result in zip(members, alike, strict=True):
                 results[index] = result
         return results  # type: ignore[return-value]
@@ -383,11 +398,25 @@ class Segmenter:
         words = [
             self._prepare(each, now.classifier_name, now.merge_classes, now.scoring, version=now.version) for each in vocabularies
         ]
-        with self._run:
-            return [alike[0] for alike in self._segment_alike([rgb], rgb.shape[:2], words, "input")]
+        with self._turn() as scorer:
+            return [alike[0] for alike in self._segment_alike(scorer, [rgb], rgb.shape[:2], words, "input")]
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[Scorer]:
+        """One of the images that may be worked on at once, with a scorer of its own."""
+        scorer = self._idle.get()
+        try:
+            yield scorer
+        finally:
+            self._idle.put(scorer)
 
     def _segment_alike(
-        self, images: list[np.ndarray], size: tuple[int, int], all_words: list[Words], output_size: str | tuple[int, int]
+        self,
+        scorer: Scorer,
+        images: list[np.ndarray],
+        size: tuple[int, int],
+        all_words: list[Words],
+        output_size: str | tuple[int, int],
     ) -> list[list[Segmentation]]:
         """For each of the words, the images' results."""
         import torch
@@ -408,7 +437,7 @@ class Segmenter:
             proposed = time.perf_counter()
             for words in all_words:
                 began = time.perf_counter()
-                maps = self._scorer.score(proposals, words.classifier, scored_size)
+                maps = scorer.score(proposals, words.classifier, scored_size)
                 arrays = [each.on_host() for each in maps]
                 scored = time.perf_counter()
                 resized = [self._finished(labels, anomaly, wanted) for labels, anomaly in arrays]

@@ -51,6 +51,7 @@ def benchmark_node(
     seconds: Annotated[float, typer.Option(min=1.0, help="How long images are sent, in seconds.")] = 12.0,
     hazards: Annotated[int, typer.Option(min=0, help="Number of hazard prompts.")] = 8,
     resolution: Annotated[str, typer.Option(help="publish_resolution: input or network.")] = "input",
+    parallel: Annotated[int, typer.Option(min=1, max=16, help="parallel_images: images worked on at once.")] = 1,
     outputs: Annotated[
         str, typer.Option(help="Outputs that are subscribed to: segmentation, anomaly_score, anomaly_mask, overlay.")
     ] = "segmentation,anomaly_score",
@@ -68,6 +69,7 @@ def benchmark_node(
         seconds=seconds,
         hazards=hazards,
         resolution=resolution,
+        parallel=parallel,
         topics=tuple(outputs.split(",")),
     )
     table = Table("stage", "p50, ms", title=f"{model}, {result.image} at {rate:g} Hz, {result.engine}", title_justify="left")
@@ -95,6 +97,7 @@ def measure_node(
     seconds: float,
     hazards: int,
     resolution: str,
+    parallel: int,
     topics: tuple[str, ...],
 ) -> NodeBenchmark:
     """Run the node and measure.
@@ -125,6 +128,7 @@ def measure_node(
         "model": model,
         "engine": engine,
         "publish_resolution": resolution,
+        "parallel_images": parallel,
         "hazard_prompts": [f"hazard {i}|danger {i}" for i in range(hazards)] or "",
     }
     with DetectorProcess(settings, domain=domain) as detector:

@@ -44,7 +44,7 @@ from vl4ad_ros.worker import LatestJob, NewestFrameWorker
 
 if TYPE_CHECKING:
     from vl4ad_model.engines.base import BuildProgress
-    from vl4ad_model.segmenter import Segmenter
+    from vl4ad_model.segmenter import Segmenter, Words
     from vl4ad_model.vocabulary import Vocabulary
 
 NODE_NAME = "vl4ad_detector"
@@ -68,7 +68,7 @@ class _Threshold(NamedTuple):
 class DetectorNode(LifecycleNode):
     """Subscribes to cameras, publishes labels and anomaly; see docs/ros.md for topics and parameters.
 
-    Three threads: the executor's (everything of ROS), one for inference, one that encodes new words.
+    Threads: the executor's (everything of ROS), `parallel_images` for inference, one that encodes new words.
 
     Raises:
         ParameterError: a parameter given at start is not usable.
@@ -166,7 +166,13 @@ class DetectorNode(LifecycleNode):
         self._labels = LabelOutputs(self)
         self._outputs = {camera: CameraOutputs(self, camera) for camera in self.cameras}
         self._words = LatestJob(on_error=self._words_failed)
-        self._worker = NewestFrameWorker(self._process, on_error=self._frame_failed, on_wake=self._announce)
+        self._worker = NewestFrameWorker(
+            self._process,
+            on_error=self._frame_failed,
+            on_wake=lambda admitted: self._announce(admitted[1]),
+            admit=lambda message: (message, segmenter.words),
+            threads=settings.parallel_images,
+        )
         self._worker.limit_rate(settings.max_rate)
         self._worker.start()
         self.get_logger().info(
@@ -199,6 +205,7 @@ class DetectorNode(LifecycleNode):
                     merge_classes=settings.merge_classes,
                     scoring=settings.scoring_or_none,
                     background=True,
+                    parallel=settings.parallel_images,
                     progress=self._build_progress,
                 )
                 if segmenter.network_size is not None:
@@ -240,7 +247,8 @@ class DetectorNode(LifecycleNode):
         self._last_stamp = dict.fromkeys(self.cameras)
         self._labels.forget()
         self._active = True
-        self._announce()
+        if self._segmenter is not None:
+            self._announce(self._segmenter.words)
         self._inputs = [CameraInput(self, camera, self.settings, self._receive) for camera in self.cameras]
         self.get_logger().info(f"{self.get_name()} is active, listening to {', '.join(entry.topic for entry in self._inputs)}")
 
@@ -295,16 +303,21 @@ class DetectorNode(LifecycleNode):
         if self._worker is not None:
             self._worker.offer(camera, message)
 
-    def _process(self, camera: str, message: Any) -> None:
-        """In the worker's thread: one image from its bytes to its published maps; whatever goes wrong is this image's."""
+    def _process(self, camera: str, admitted: tuple[Any, Words]) -> None:
+        """In a worker's thread: one image from its bytes to its published maps; whatever goes wrong is this image's.
+
+        Args:
+            admitted: the message, and the words as they were when it was taken.
+        """
         try:
-            self._answer(camera, message)
+            self._answer(camera, *admitted)
         except Exception as error:
             self._frame_failed(error, camera)
 
-    def _answer(self, camera: str, message: Any) -> None:
-        segmenter, outputs, statistics = self._segmenter, self._outputs.get(camera), self._statistics[camera]
-        if segmenter is None or outputs is None:
+    def _answer(self, camera: str, message: Any, words: Words) -> None:
+        segmenter, worker = self._segmenter, self._worker
+        outputs, statistics = self._outputs.get(camera), self._statistics[camera]
+        if segmenter is None or worker is None or outputs is None:
             return
         settings = self.settings
         wanted = outputs.wanted()
@@ -315,7 +328,7 @@ class DetectorNode(LifecycleNode):
         try:
             rgb = images.to_rgb(message)
             decoded = time.perf_counter()
-            result = segmenter.segment(rgb, output_size=settings.publish_resolution)
+            result = segmenter.segment(rgb, output_size=settings.publish_resolution, words=words)
         except ImageError as error:
             self._reject(camera, str(error))
             return
@@ -324,7 +337,9 @@ class DetectorNode(LifecycleNode):
         messages = outputs.encode(wanted, rgb, result, message.header, threshold)
         encoded = time.perf_counter()
         stamp = message.header.stamp
-        with self._publishing:
+        # In the order in which images were taken: a younger one may have been faster.
+        with worker.in_turn(), self._publishing:
+            in_turn = time.perf_counter()
             if not self._active:
                 return
             self._announce_version(result.vocabulary, result.vocabulary_version)
@@ -338,7 +353,7 @@ class DetectorNode(LifecycleNode):
             age = self.get_clock().now().nanoseconds * 1e-9 - (stamp.sec + stamp.nanosec * 1e-9)
         inside = dict(result.seconds)
         inside.setdefault("network", segmented - decoded)
-        stages = {"decode": decoded - started, **inside, "encode": encoded - segmented, "publish": published - encoded}
+        stages = {"decode": decoded - started, **inside, "encode": encoded - segmented, "publish": published - in_turn}
         kind = getattr(message, "encoding", "") or getattr(message, "format", "")
         statistics.published_one(age, stages, f"{rgb.shape[1]}x{rgb.shape[0]} {kind}")
 
@@ -363,10 +378,9 @@ class DetectorNode(LifecycleNode):
 
     # --- words ------------------------------------------------------------------------------------------------------------
 
-    def _announce(self) -> None:
+    def _announce(self, words: Words) -> None:
         """Say what the labels mean as soon as the words change, even if no image comes."""
-        if self._segmenter is not None and self._active:
-            words = self._segmenter.words
+        if self._active:
             with self._publishing:
                 if self._active:
                     self._announce_version(words.vocabulary, words.version)

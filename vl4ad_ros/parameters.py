@@ -97,6 +97,15 @@ SPECS: tuple[ParameterSpec, ...] = (
         read_only=True,
     ),
     ParameterSpec(
+        "parallel_images",
+        1,
+        "Images worked on at once, published in order: more images per second where several cores, or several cameras, keep them "
+        "busy, but each takes longer.",
+        read_only=True,
+        minimum=1,
+        maximum=16,
+    ),
+    ParameterSpec(
         "cameras",
         [""],
         "Names of several cameras: reads <name>/image, publishes ~/<name>/...; [''] = one camera on 'image'.",
@@ -137,6 +146,7 @@ class Settings:
     device: str
     precision: str
     network_size: tuple[int, int] | None
+    parallel_images: int
     cameras: tuple[str, ...]
     image_transport: str
     qos_reliability: str
@@ -206,12 +216,12 @@ def checked(name: str, value: Any) -> Any:
         raise ParameterError(f"{name} must be {_KINDS[type(spec.default)]}, not {value!r:.40}")
     if spec.choices and value not in spec.choices:
         raise ParameterError(f"{name} '{value:.40}' is unknown: use {', '.join(spec.choices)}")
-    if isinstance(value, float) and not spec.minimum <= value <= spec.maximum:
+    if isinstance(value, (int, float)) and not spec.minimum <= value <= spec.maximum:
         raise ParameterError(f"{name} must be {spec.minimum:g} to {spec.maximum:g}, not {value:g}")
     return value
 
 
-_KINDS = {str: "a string", bool: "true or false", float: "a number"}
+_KINDS = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def _sides(value: Any) -> tuple[int, int] | None:
@@ -279,7 +289,10 @@ def declare(node: Node) -> None:
             # "[]" arrives as an empty bool array, a bare word as a string, 1 as an integer: were the parameter statically typed,
             # they would be rejected before any callback of ours runs.
             descriptor.dynamic_typing = True
-        if math.isfinite(spec.minimum):
+        if math.isfinite(spec.minimum) and isinstance(spec.default, int):
+            # As text: rclpy's own refusal of a range would be a second way of saying it.
+            descriptor.additional_constraints = f"{spec.minimum:g} to {spec.maximum:g}"
+        elif math.isfinite(spec.minimum):
             descriptor.floating_point_range = [FloatingPointRange(from_value=spec.minimum, to_value=spec.maximum, step=0.0)]
         if node.declare_parameter(spec.name, spec.default, descriptor).type_ == Parameter.Type.NOT_SET:
             # "[]" of a command line or a parameter file has no type, so that rclpy takes it for no value at all.

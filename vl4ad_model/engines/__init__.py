@@ -99,6 +99,7 @@ def create(
     threads: int | None = None,
     pooled: bool | None = None,
     background: bool = False,
+    parallel: int = 1,
     progress: ProgressCallback | None = None,
     cache: EngineCache | None = None,
 ) -> Engine:
@@ -113,6 +114,7 @@ def create(
         threads: CPU threads; None = the library's default.
         pooled: build the variant with CLIP's own features per mask first; None = as the model's own classifier needs.
         background: return at once; PyTorch serves until the engine is built.
+        parallel: calls of `propose` that an engine which can do so shall answer at once.
         progress: called with `BuildProgress`, from the building thread.
         cache: where compiled files lie; None = the user's.
 
@@ -148,6 +150,7 @@ def create(
         "precision": precision,
         "model_name": model_name,
         "threads": threads,
+        "parallel": parallel,
         "cache": cache,
         "progress": progress,
     }

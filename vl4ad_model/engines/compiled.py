@@ -49,6 +49,8 @@ class CompiledEngine(Engine):
         network_size: (height, width).
         model_name: for file names and messages.
         batch: images per run of the file.
+        threads: of the CPU, for all runs together; None = the library's default.
+        parallel: runs at once, where the library can do that on this device.
     """
 
     suffix: str
@@ -64,14 +66,17 @@ class CompiledEngine(Engine):
         model_name: str = "model",
         batch: int = 1,
         threads: int | None = None,
+        parallel: int = 1,
         cache: EngineCache | None = None,
         progress: ProgressCallback | None = None,
     ) -> None:
         self.network_size, self.device, self.precision = network_size, device, precision
         self.model_name, self.batch, self.threads = model_name, batch, threads
+        self.parallel = parallel if self.runs_in_parallel(device) else 1
         self._network, self._cache, self.callback = network, cache or EngineCache(), progress
         self._runners: dict[bool, Runner] = {}
-        self._build_lock, self._run_lock = threading.Lock(), threading.Lock()
+        self._build_lock, self._close_lock = threading.Lock(), threading.Lock()
+        self._runs = threading.BoundedSemaphore(self.parallel)
         self._cancelled = threading.Event()
         self._weights = ""
 
@@ -81,6 +86,11 @@ class CompiledEngine(Engine):
     @abstractmethod
     def library() -> str:
         """Name and version of the library, part of the cache key."""
+
+    @staticmethod
+    def runs_in_parallel(device: str) -> bool:
+        """Whether a runner on this device may be asked by several threads at once."""
+        return False
 
     @abstractmethod
     def target(self) -> str:
@@ -223,7 +233,7 @@ class CompiledEngine(Engine):
             )
         self.prepare(pooled)
         runner = self._runners.get(pooled) or self._runners[True]
-        with self._run_lock:
+        with self._runs:
             parts = [runner.run(chunk)[:] for chunk in self._chunks(images)]
         count = len(images)
         tensors = parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
@@ -244,7 +254,9 @@ class CompiledEngine(Engine):
             yield np.concatenate((chunk, np.zeros((missing, *chunk.shape[1:]), np.uint8))) if missing else chunk
 
     def close(self) -> None:
-        with self._run_lock:
+        with self._close_lock, contextlib.ExitStack() as runs:
+            for _ in range(self.parallel):  # those under way end first
+                runs.enter_context(self._runs)
             for runner in self._runners.values():
                 runner.close()
             self._runners.clear()

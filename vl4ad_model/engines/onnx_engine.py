@@ -31,6 +31,10 @@ class ONNXRuntimeEngine(CompiledEngine):
 
         return f"onnx {onnx.__version__}, onnxruntime {onnxruntime.__version__}"
 
+    @staticmethod
+    def runs_in_parallel(device: str) -> bool:
+        return device == "cpu"  # on CUDA a runner has one set of buffers
+
     def target(self) -> str:
         return "any"
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import queue
+from typing import TYPE_CHECKING, Any
 
 from vl4ad_model.engines.compiled import CompiledEngine, Reporter
 from vl4ad_model.errors import EngineError
@@ -25,6 +26,10 @@ class OpenVINOEngine(CompiledEngine):
 
         return f"openvino {openvino.__version__}"
 
+    @staticmethod
+    def runs_in_parallel(device: str) -> bool:
+        return True
+
     def target(self) -> str:
         options = " ".join(f"{name}={value}" for name, value in sorted(self._options().items()))
         return f"{_core().get_property('CPU', 'FULL_DEVICE_NAME')}, {self.threads or 'all'} threads, {options}"
@@ -40,7 +45,9 @@ class OpenVINOEngine(CompiledEngine):
         return options
 
     def compile(self, model: onnx.ModelProto, report: Reporter) -> bytes:
-        core = _core()
+        from vl4ad_model.engines.strips import in_strips
+
+        core, model = _core(), in_strips(model)
         try:
             compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", self._options())
             return compiled.export_model().getvalue()
@@ -49,25 +56,35 @@ class OpenVINOEngine(CompiledEngine):
 
     def load(self, content: bytes) -> _OpenVINORunner:
         try:
-            return _OpenVINORunner(_core().import_model(content, "CPU", self._options()))
+            # One stream of threads for each image that is worked on.
+            options = self._options() | ({"NUM_STREAMS": self.parallel} if self.parallel > 1 else {})
+            return _OpenVINORunner(_core().import_model(content, "CPU", options), self.parallel)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO cannot load the compiled network: {_first_line(error)}") from None
 
 
 class _OpenVINORunner:
-    def __init__(self, compiled) -> None:
-        self._request = compiled.create_infer_request()
+    def __init__(self, compiled, parallel: int) -> None:
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(parallel):
+            self._requests.put(compiled.create_infer_request())
         self._outputs = list(compiled.outputs)
 
     def run(self, images: np.ndarray) -> list[Tensor]:
         import torch
 
-        results = self._request.infer({0: images}, share_inputs=True, share_outputs=True)
-        # Copied: the request's own buffers change with the next image.
-        return [torch.from_numpy(results[output].copy()) for output in self._outputs]
+        request = self._requests.get()
+        try:
+            results = request.infer({0: images}, share_inputs=True, share_outputs=True)
+            # Copied: the request's own buffers change with the next image.
+            return [torch.from_numpy(results[output].copy()) for output in self._outputs]
+        finally:
+            self._requests.put(request)
 
     def close(self) -> None:
-        self._request = None
+        while not self._requests.empty():
+            self._requests.get()
+        self._requests.put(None)  # who comes too late fails, and does not wait
 
 
 def _core():

@@ -1,7 +1,7 @@
 """What computing large maps strip by strip brings with OpenVINO: `python benchmarks/strips.py [--model tiny] [--size 384x640]`.
 
-The frozen backbone and the whole network, each with and without (vl4ad_model/engines/strips.py), with one thread and with two; all take
-turns. Their outputs are compared, too.
+The frozen backbone and the whole network, each with and without (vl4ad_model/engines/strips.py), with one thread and with two; all
+take turns. Their outputs are compared, too.
 """
 
 from __future__ import annotations

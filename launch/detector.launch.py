@@ -32,6 +32,7 @@ ARGUMENTS = {
     "device": ("", "auto, cpu, cuda or cuda:N."),
     "precision": ("", "fp32, or fp16 for a GPU."),
     "network_size": ("", "[height, width] the network works at, multiples of 32; compiled engines of fcclip-* need one."),
+    "parallel_images": ("", "Images worked on at once, 1 to 16: more per second, each later."),
     "hazards": ("", "Hazards in words, separated by ';': \"tyre|tire;sofa\". They can be changed while the node runs."),
     "params_file": (
         "",
@@ -62,6 +63,8 @@ def _actions(context: LaunchContext) -> list:
         given["use_sim_time"] = _is_true(values["use_sim_time"])
     if values["network_size"]:
         given["network_size"] = _list("network_size", values["network_size"], int, "[384, 640]")
+    if values["parallel_images"]:
+        given["parallel_images"] = _whole_number("parallel_images", values["parallel_images"])
     if values["hazards"]:
         given["hazard_prompts"] = [part.strip() for part in values["hazards"].split(";") if part.strip()]
     if values["cameras"]:
@@ -105,6 +108,12 @@ def _if_installed(package: str, executable: str, **arguments):
     except PackageNotFoundError:
         return LogInfo(msg=f"{package} is not installed: sudo apt install ros-$ROS_DISTRO-{package.replace('_', '-')}")
     return Node(package=package, executable=executable, output="screen", **arguments)
+
+
+def _whole_number(name: str, text: str) -> int:
+    if not text.strip().isdecimal():
+        raise RuntimeError(f"{name}:={text} is no whole number, such as 2")
+    return int(text)
 
 
 def _winning(given: dict, namespace: str) -> list[str]:

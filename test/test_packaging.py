@@ -249,6 +249,7 @@ def test_the_launch_files_say_what_each_argument_does():
         ({"cameras": "[front, left]", "image": "/camera/image"}, "is no topic for each of front, left"),
         ({"image": "[/a/image, /b/image]"}, "name a camera for each"),
         ({"network_size": "384x640"}, "network_size:=384x640 is no list of numbers"),
+        ({"parallel_images": "two"}, "parallel_images:=two is no whole number"),
         ({"rviz": "maybe"}, "'maybe' is neither true nor false"),
     ],
 )
@@ -272,11 +273,12 @@ def test_launch_arguments_reach_the_node(launched, monkeypatch, tmp_path):
 
     parameters, rules, files = node_of(
         cameras="[front, left]", image="[/cam0/image_raw, /cam1/image_raw]", precision="fp16", network_size="[384, 640]",
-        hazards="tyre|tire; sofa",
+        parallel_images="2", hazards="tyre|tire; sofa",
     )  # fmt: skip
     assert rules == [("front/image", "/cam0/image_raw"), ("left/image", "/cam1/image_raw")] and files == ["detector.yaml"]
     assert parameters["cameras"] == ["front", "left"] and parameters["network_size"] == [384, 640]
-    assert parameters["precision"] == "fp16" and parameters["hazard_prompts"] == ["tyre|tire", "sofa"]
+    assert parameters["precision"] == "fp16" and parameters["parallel_images"] == 2
+    assert parameters["hazard_prompts"] == ["tyre|tire", "sofa"]
     assert not node_of()[1] and node_of(image="/camera/image_raw")[1] == [("image", "/camera/image_raw")]
     assert node_of(cameras="[front]", image="/cam0/image_raw")[1] == [("front/image", "/cam0/image_raw")]
     (tmp_path / "mine.yaml").write_text("/**: {ros__parameters: {cameras: [rear], anomaly_threshold: 0.1}}\n")

@@ -55,11 +55,12 @@ def in_strips(model: onnx.ModelProto, *, large_map: int = LARGE_MAP, strip: int 
     """
     import onnx
 
-    shapes = _shapes(model)
+    blocks = _blocks(model.graph)
+    shapes = _shapes(model) if blocks else {}  # which takes seconds for large models
     replaced: dict[str, list[onnx.NodeProto]] = {}
     gone: set[str] = set()
     constants: list[onnx.TensorProto] = []
-    for block in _blocks(model.graph):
+    for block in blocks:
         wide = shapes.get(block.widen.output[0], ())
         if len(wide) != 4 or 4 * math.prod(wide) <= large_map:
             continue
@@ -127,17 +128,13 @@ def _attributes(node: onnx.NodeProto) -> dict:
 
 def _is_pointwise(node: onnx.NodeProto) -> bool:
     values = _attributes(node)
-    plain = (
-        values.get("strides", [1, 1]) == [1, 1]
-        and not any(values.get("pads", [0]))
-        and values.get("auto_pad", b"NOTSET") == b"NOTSET"
-    )
+    plain = values.get("strides", [1, 1]) == [1, 1] and not any(values.get("pads", [0])) and "auto_pad" not in values
     return plain and values.get("kernel_shape") == [1, 1] and values.get("group", 1) == 1
 
 
 def _is_depthwise(node: onnx.NodeProto, weight: tuple[int, ...]) -> bool:
     values = _attributes(node)
-    plain = values.get("dilations", [1, 1]) == [1, 1] and "auto_pad" not in values
+    plain = values.get("dilations", [1, 1]) == [1, 1] and "auto_pad" not in values and "kernel_shape" in values
     return plain and len(weight) == 4 and weight[1] == 1 and values.get("group", 1) == weight[0] > 1
 
 

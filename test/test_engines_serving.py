@@ -36,7 +36,7 @@ def onnx(network, cache, **options):
 def test_two_threads_that_see_the_same_engine_fail_both_get_their_answer(network, cache, picture):
     compiled = onnx(network, cache, parallel=2)
     compiled.prepare(False)
-    both = threading.Barrier(2)
+    both = threading.Barrier(2, timeout=30)
 
     def run(images):
         both.wait(20)
@@ -54,6 +54,56 @@ def test_two_threads_that_see_the_same_engine_fail_both_get_their_answer(network
     assert len(answers) == 2 and all(torch.allclose(answer, expected, atol=1e-3) for answer in answers)
     assert engine.name == "torch" and "the device is gone" in engine.reason
     engine.propose(picture, pooled=False)
+
+
+def test_images_that_meet_the_same_fallback_as_it_fails_are_answered_by_the_next(network, picture):
+    class Exhausted(TorchEngine):
+        together = threading.Barrier(3, timeout=30)
+
+        def propose(self, *arguments, **options):
+            self.together.wait()
+            raise MemoryError("not enough memory")
+
+    engine = ServingEngine(None, [lambda: Exhausted(network), lambda: TorchEngine(network)], reason="as asked for")
+    expected = TorchEngine(network).propose(picture, pooled=False).mask_logits
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(engine.propose(picture, pooled=False).mask_logits)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 3 and all(torch.allclose(answer, expected, atol=1e-3) for answer in answers)
+
+
+def test_a_variant_that_is_ready_answers_while_the_other_is_built(network, cache, picture, monkeypatch):
+    compiled = onnx(network, EngineCache(cache.folder / "variants"), parallel=2)
+    compiled.prepare(False)
+    building, finish = threading.Event(), threading.Event()
+
+    def slowly(self, content):
+        building.set()
+        finish.wait(60)
+        raise RuntimeError("never mind")
+
+    monkeypatch.setattr(ONNXRuntimeEngine, "load", slowly)
+
+    def build():
+        with pytest.raises(RuntimeError):
+            compiled.prepare(True)
+
+    builder = threading.Thread(target=build, daemon=True)
+    builder.start()
+    assert building.wait(120)
+    answered = threading.Event()
+
+    def ask():
+        compiled.propose(picture, pooled=False)
+        answered.set()
+
+    threading.Thread(target=ask, daemon=True).start()
+    assert answered.wait(30)
+    finish.set()
+    builder.join(60)
 
 
 def test_a_build_that_fails_while_the_stand_in_is_still_made_uses_up_no_other(network, cache, picture, monkeypatch):

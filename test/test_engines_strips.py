@@ -81,7 +81,7 @@ def answers(model, x):
     rows=st.integers(1, 12),
 )
 def test_strips_change_no_number(height, width, kernel, step, data, by_node, activation, rows):
-    pads = data.draw(st.tuples(*[st.integers(0, kernel // 2)] * 4))
+    pads = data.draw(st.tuples(*[st.integers(0, kernel - 1)] * 4))
     model = block(height=height, width=width, kernel=kernel, step=step, pads=pads, by_node=by_node, activation=activation)
     x = np.random.default_rng(height).standard_normal((1, 3, height, width)).astype(np.float32)
     before = model.SerializeToString()
@@ -102,12 +102,34 @@ def test_strips_change_no_number(height, width, kernel, step, data, by_node, act
         {"also_wanted": "filtered"},
         {"by_node": True, "pad_value": 1.0},
         {"by_node": True, "pad_mode": "reflect"},
+        {"pads": (3, 1, 0, 1)},
+        {"pads": (0, 1, 3, 1)},
     ],
     ids=str,
 )
 def test_what_somebody_else_wants_or_is_padded_otherwise_stays(unsafe):
     model = block(**unsafe)
     assert in_strips(model, strip=1, **BYTES) is model
+
+
+def test_of_blocks_that_share_a_convolution_one_is_cut():
+    """Widen, filter, mix, filter, narrow, as in MobileNet's first version."""
+    model = block()
+    (second,) = (node for node in block().graph.node if list(node.output) == ["filtered"])
+    second.input[0], second.output[0] = "mixed", "filtered again"
+    narrow = model.graph.node[-1]
+    mix = helper.make_node("Conv", [narrow.input[0], "mixing"], ["mixed"], kernel_shape=[1, 1])
+    last = helper.make_node("Conv", ["filtered again", "w3", "b3"], ["y"], kernel_shape=[1, 1])
+    del model.graph.node[-1]
+    model.graph.node.extend([mix, second, last])
+    mixing = np.random.default_rng(3).standard_normal((6, 6, 1, 1)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(mixing, "mixing"))
+    model = onnx.shape_inference.infer_shapes(model)
+    x = np.random.default_rng(4).standard_normal((1, 3, 23, 9)).astype(np.float32)
+    cut = in_strips(model, strip=1, **BYTES)
+    onnx.checker.check_model(cut, full_check=True)
+    assert any(node.op_type == "Slice" for node in cut.graph.node)
+    assert np.allclose(answers(cut, x)[0], answers(model, x)[0], rtol=1e-5, atol=1e-5)
 
 
 def test_small_maps_stay():

@@ -160,9 +160,35 @@ def test_several_threads_may_segment_at_once(segmenter, street, parallel):
         if parallel == 1:
             assert np.array_equal(together[index].labels, expected.labels)
             assert np.array_equal(together[index].anomaly, expected.anomaly)
-        else:  # as many threads for each make other sums
+        else:  # fewer threads for each make other sums
             assert (together[index].labels == expected.labels).mean() > 0.999
             assert np.abs(together[index].anomaly - expected.anomaly).max() < 1e-3
+
+
+def test_a_thread_that_comes_while_another_computes_alone_learns_the_right_number_of_threads():
+    from vl4ad_model import scoring
+
+    before, counts = torch.get_num_threads(), []
+
+    def come():
+        scoring.know_thread_count()
+        counts.append(torch.get_num_threads())
+
+    torch.set_num_threads(3)
+    try:
+        with scoring._this_thread_alone():
+            newcomer = threading.Thread(target=come)
+            newcomer.start()
+            newcomer.join(0.2)
+        newcomer.join(20)
+        assert counts == [3] and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_no_image_at_a_time_is_refused():
+    with pytest.raises(Vl4adError, match="parallel must be at least 1, not 0"):
+        Segmenter.load("tiny", parallel=0, offline=True)
 
 
 def test_words_that_were_asked_for_before_a_change_can_still_be_used(segmenter, street):

@@ -56,7 +56,7 @@ MODELS: dict[str, ModelInfo] = {
     for info in (
         ModelInfo(
             name="tiny",
-            summary="embedded, 10 to 18 images/s on two CPU cores; trained on rendered scenes, for demonstration and tests",
+            summary="embedded, about 20 images/s on two CPU cores; trained on rendered scenes, for demonstration and tests",
             licence="Apache-2.0 (see NOTICE for the sources of its weights)",
             folder=_EMBEDDED / "tiny",
         ),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -239,6 +240,16 @@ def query_class_probabilities(
     return log_in.exp()
 
 
+_THREAD_COUNT = threading.Lock()
+"""Held while torch's number of threads, which a thread takes from the process at its first work, is not what it should be."""
+
+
+def know_thread_count() -> None:
+    """To be called first by a thread that scores beside others: one of them may just be computing alone."""
+    with _THREAD_COUNT:
+        torch.get_num_threads()
+
+
 @contextlib.contextmanager
 def _this_thread_alone() -> Iterator[None]:
     """Torch computes in this thread only.
@@ -246,12 +257,13 @@ def _this_thread_alone() -> Iterator[None]:
     For work of a fraction of a millisecond: torch would share it with its other threads, and those go on spinning after it. On two
     cores they kept the second one from the masks that follow, and beside a busy neighbour scoring took ten times as long.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    with _THREAD_COUNT:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 class Scorer:

@@ -87,6 +87,7 @@ class Segmenter:
     ) -> None:
         from vl4ad_model.scoring import Scorer
 
+        _check_parallel(parallel)
         self._network, self._engine, self._text = network, engine, text_encoder
         self.model_name, self.notice = model_name, notice
         self._change = threading.Lock()
@@ -147,6 +148,7 @@ class Segmenter:
         _check_choices(classifier, scoring)
         if not isinstance(vocabulary, Vocabulary):
             vocabulary = Vocabulary.cityscapes() if vocabulary is None else Vocabulary.from_yaml(vocabulary)
+        _check_parallel(parallel)
         engines.device_for(engine, device=device, precision=precision, network_size=network_size)
         import torch
 
@@ -404,6 +406,9 @@ class Segmenter:
     @contextlib.contextmanager
     def _turn(self) -> Iterator[Scorer]:
         """One of the images that may be worked on at once, with a scorer of its own."""
+        from vl4ad_model.scoring import know_thread_count
+
+        know_thread_count()
         scorer = self._idle.get()
         try:
             yield scorer
@@ -491,6 +496,11 @@ def _check_choices(classifier: str | None, scoring: str | None) -> None:
     for what, name, known in (("classifier", classifier, CLASSIFIERS), ("scoring", scoring, SCORINGS)):
         if name is not None and name not in known:
             raise VocabularyError(f"{what} '{name}' is unknown: use {', '.join(known)}")
+
+
+def _check_parallel(parallel: int) -> None:
+    if parallel < 1:
+        raise Vl4adError(f"parallel must be at least 1, not {parallel}")
 
 
 def _checked_size(size: object) -> tuple[int, int]:

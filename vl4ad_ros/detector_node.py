@@ -100,6 +100,7 @@ class DetectorNode(LifecycleNode):
         self._statistics = {camera: diagnostics.CameraStatistics() for camera in self.cameras}
         self._last_stamp: dict[str, Time | None] = dict.fromkeys(self.cameras)
         self._active = False
+        self._activations = 0  # an image that was taken before a deactivation is not published after it
         # Held while publishing: nothing is published once deactivation has returned.
         self._publishing = threading.Lock()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -246,6 +247,7 @@ class DetectorNode(LifecycleNode):
         self._statistics = {camera: diagnostics.CameraStatistics() for camera in self.cameras}
         self._last_stamp = dict.fromkeys(self.cameras)
         self._labels.forget()
+        self._activations += 1
         self._active = True
         if self._segmenter is not None:
             self._announce(self._segmenter.words)
@@ -319,7 +321,7 @@ class DetectorNode(LifecycleNode):
         outputs, statistics = self._outputs.get(camera), self._statistics[camera]
         if segmenter is None or worker is None or outputs is None:
             return
-        settings = self.settings
+        settings, activation = self.settings, self._activations
         wanted = outputs.wanted()
         if not wanted:
             statistics.not_wanted()
@@ -340,8 +342,10 @@ class DetectorNode(LifecycleNode):
         # In the order in which images were taken: a younger one may have been faster.
         with worker.in_turn(), self._publishing:
             in_turn = time.perf_counter()
-            if not self._active:
+            if activation != self._activations or not self._active:
                 return
+            if threshold != (now := self._threshold.for_version(result.vocabulary_version)):
+                messages = outputs.encode(wanted, rgb, result, message.header, now)  # LabelInfo says the new one by now
             self._announce_version(result.vocabulary, result.vocabulary_version)
             outputs.publish(messages)
             self._last_stamp[camera] = stamp

@@ -38,8 +38,8 @@ class NewestFrameWorker:
         work: what to do with a frame. An exception goes to `on_error` and the thread goes on.
         on_error: called with the exception, in a worker's thread.
         admit: makes what `work` gets of the frame, in the order in which frames are taken; it should be quick and must not fail.
-        on_wake: called in a worker's thread before each frame, with what `admit` made of it, and after each `poke`, with what
-            `admit` makes of None; not while an older frame is worked on.
+        on_wake: called in a worker's thread before each frame that has no older one beside it, with what `admit` made of it, and
+            after each `poke`, in its turn, with what `admit` makes of None.
         threads: frames that are worked on at once. What has to happen in order does so inside `in_turn`.
     """
 

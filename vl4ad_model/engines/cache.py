@@ -99,6 +99,7 @@ def code_digest() -> str:
         package / "engines/onnx_export.py",
         package / "engines/onnx_graph.py",
         package / "engines/openvino_engine.py",
+        package / "engines/strips.py",
         package / "engines/tensorrt_engine.py",
     ):
         digest.update(path.read_bytes())

@@ -49,7 +49,7 @@ class CompiledEngine(Engine):
         network_size: (height, width).
         model_name: for file names and messages.
         batch: images per run of the file.
-        threads: of the CPU, for all runs together; None = the library's default.
+        threads: of the CPU; None = the library's default. OpenVINO divides them among runs at once, ONNX Runtime shares them.
         parallel: runs at once, where the library can do that on this device.
     """
 
@@ -184,6 +184,8 @@ class CompiledEngine(Engine):
         Raises:
             EngineError: it cannot be built or run here.
         """
+        if self.ready(pooled):  # the other variant may be built meanwhile
+            return
         with self._build_lock:
             if self.ready(pooled):
                 return

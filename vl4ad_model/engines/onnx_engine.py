@@ -33,7 +33,7 @@ class ONNXRuntimeEngine(CompiledEngine):
 
     @staticmethod
     def runs_in_parallel(device: str) -> bool:
-        return device == "cpu"  # on CUDA a runner has one set of buffers
+        return device == "cpu"  # on CUDA two runs would share one GPU, and need memory for two
 
     def target(self) -> str:
         return "any"

@@ -208,7 +208,11 @@ class ServingEngine(Engine):
             fallback.recording = self._told is None
             try:
                 return fallback.propose(images, image_size, pooled=pooled)
-            except (RuntimeError, MemoryError) as error:
+            except Exception as error:
+                if fallback is not self._fallback and not self._closed:
+                    continue  # another thread has given it up, and closed it under this image
+                if not isinstance(error, (RuntimeError, MemoryError)):
+                    raise
                 failure = _Failure.of(error)
             if failure.out_of_memory and len(images) > 1:
                 return self._in_halves(images, image_size, pooled)

@@ -46,7 +46,7 @@ def in_strips(model: onnx.ModelProto, *, large_map: int = LARGE_MAP, strip: int 
     """The same graph with the large inverted residual blocks computed strip by strip.
 
     Args:
-        model: float32, static shapes; it is not changed.
+        model: float32, static shapes, no control flow; it is not changed.
         large_map: rewrite blocks whose wide map has more bytes than this.
         strip: bytes of the wide map to make at a time.
 
@@ -68,10 +68,13 @@ def in_strips(model: onnx.ModelProto, *, large_map: int = LARGE_MAP, strip: int 
         count = math.ceil(height / max(1, round(strip / rows)))
         if count < 2:
             continue
+        parts = {node.output[0] for node in (*block.convolutions, block.pad) if node is not None}
+        if parts & gone:  # its first convolution is the last of a block that is in strips already
+            continue
         nodes, numbers = _strips(block, int(wide[2]), int(height), count)
         replaced[block.narrow.output[0]] = nodes
         constants += numbers
-        gone |= {node.output[0] for node in (*block.convolutions, block.pad) if node is not None}
+        gone |= parts
     if not replaced:
         return model
     result = onnx.ModelProto()
@@ -100,7 +103,7 @@ def _blocks(graph: onnx.GraphProto) -> list[_Block]:
 
     def after(name: str, kinds: tuple[str, ...]) -> onnx.NodeProto | None:
         node = used_by.get(name)
-        return node if node is not None and node.op_type in kinds and uses[name] == 1 else None
+        return node if node is not None and node.op_type in kinds and node.input[0] == name and uses[name] == 1 else None
 
     weights = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
     found = []
@@ -115,7 +118,8 @@ def _blocks(graph: onnx.GraphProto) -> list[_Block]:
         if widen is None or narrow is None or not (_is_pointwise(widen) and _is_pointwise(narrow)):
             continue
         padding = _padding(depthwise, pad, graph)
-        if padding is not None:
+        # More zeros than the filter is high would make strips of nothing else.
+        if padding is not None and max(padding[0], padding[2]) < _attributes(depthwise)["kernel_shape"][0]:
             found.append(_Block(widen, first, pad, depthwise, second, narrow, padding))
     return found
 

@@ -33,6 +33,19 @@ def onnx(network, cache, **options):
     return ONNXRuntimeEngine(network, network_size=SIZE, cache=cache, **options)
 
 
+def assert_answers_at_once(engine, picture, expected, count):
+    """As many threads ask at once, and each gets the mask logits."""
+    answers = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(engine.propose(picture, pooled=False).mask_logits)) for _ in range(count)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == count and all(torch.allclose(answer, expected, atol=1e-3) for answer in answers)
+
+
 def test_two_threads_that_see_the_same_engine_fail_both_get_their_answer(network, cache, picture):
     compiled = onnx(network, cache, parallel=2)
     compiled.prepare(False)
@@ -45,13 +58,7 @@ def test_two_threads_that_see_the_same_engine_fail_both_get_their_answer(network
     compiled._runners[False].run = run
     engine = ServingEngine(compiled, [lambda: TorchEngine(network)], reason="as asked for")
     expected = TorchEngine(network).propose(picture, pooled=False).mask_logits
-    answers = []
-    threads = [threading.Thread(target=lambda: answers.append(engine.propose(picture, pooled=False).mask_logits)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(answers) == 2 and all(torch.allclose(answer, expected, atol=1e-3) for answer in answers)
+    assert_answers_at_once(engine, picture, expected, 2)
     assert engine.name == "torch" and "the device is gone" in engine.reason
     engine.propose(picture, pooled=False)
 
@@ -66,13 +73,7 @@ def test_images_that_meet_the_same_fallback_as_it_fails_are_answered_by_the_next
 
     engine = ServingEngine(None, [lambda: Exhausted(network), lambda: TorchEngine(network)], reason="as asked for")
     expected = TorchEngine(network).propose(picture, pooled=False).mask_logits
-    answers = []
-    threads = [threading.Thread(target=lambda: answers.append(engine.propose(picture, pooled=False).mask_logits)) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(answers) == 3 and all(torch.allclose(answer, expected, atol=1e-3) for answer in answers)
+    assert_answers_at_once(engine, picture, expected, 3)
 
 
 def test_a_variant_that_is_ready_answers_while_the_other_is_built(network, cache, picture, monkeypatch):

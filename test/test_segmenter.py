@@ -163,6 +163,8 @@ def test_several_threads_may_segment_at_once(segmenter, street, parallel):
         else:  # fewer threads for each make other sums
             assert (together[index].labels == expected.labels).mean() > 0.999
             assert np.abs(together[index].anomaly - expected.anomaly).max() < 1e-3
+    if parallel > 1:
+        several.close()
 
 
 def test_a_thread_that_comes_while_another_computes_alone_learns_the_right_number_of_threads():

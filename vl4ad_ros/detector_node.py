@@ -340,7 +340,8 @@ class DetectorNode(LifecycleNode):
         encoded = time.perf_counter()
         stamp = message.header.stamp
         # In the order in which images were taken: a younger one may have been faster.
-        with worker.in_turn(), self._publishing:
+        worker.await_turn()
+        with self._publishing:
             in_turn = time.perf_counter()
             if activation != self._activations or not self._active:
                 return

@@ -5,11 +5,10 @@ Knows nothing of ROS or of images; a frame is any object.
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +39,7 @@ class NewestFrameWorker:
         admit: makes what `work` gets of the frame, in the order in which frames are taken; it should be quick and must not fail.
         on_wake: called in a worker's thread before each frame that has no older one beside it, with what `admit` made of it, and
             after each `poke`, in its turn, with what `admit` makes of None.
-        threads: frames that are worked on at once. What has to happen in order does so inside `in_turn`.
+        threads: frames that are worked on at once. What has to happen in order comes after `await_turn`.
     """
 
     def __init__(
@@ -107,13 +106,11 @@ class NewestFrameWorker:
     def alive(self) -> bool:
         return any(thread.is_alive() for thread in self._threads)
 
-    @contextlib.contextmanager
-    def in_turn(self) -> Iterator[None]:
-        """For `work`: wait until no older frame is worked on, whatever its source."""
+    def await_turn(self) -> None:
+        """For `work`: wait until no older frame is worked on, whatever its source; the turn lasts until `work` ends."""
         me = threading.get_ident()
         with self._condition:
             self._condition.wait_for(lambda: self._turns[0] == me)
-        yield
 
     def stop(self, timeout: float | None = None) -> bool:
         """End the threads after the frames they are working on.
@@ -165,8 +162,8 @@ class NewestFrameWorker:
             try:
                 # A frame beside an older one does not wait here: it says its words itself, in turn.
                 if not self._stopping and (source is None or self._turns[0] == me):
-                    with self.in_turn():
-                        self._on_wake(admitted)
+                    self.await_turn()
+                    self._on_wake(admitted)
                 if not self._stopping and source is not None:
                     self._work(source, admitted)
             except Exception as error:

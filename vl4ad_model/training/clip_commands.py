@@ -169,6 +169,7 @@ def kinds(
 
         plan = dictionary.prepare(clip.model, tokenizer, wordnet, concepts, names, seed=seed, on_progress=asked)
         before, staying = dictionary.nearest_are_right(embed, plan.left_out, names), embed(names)
+        knew = distillation.recognition(embed)
         bar = progress.add_task("teaching", total=steps)
         schedule = distillation.Schedule(steps=steps, batch_size=batch_size, learning_rate=dictionary.RATE, seed=seed)
         distillation.train(clip.model, plan.lesson, schedule, on_step=lambda step, loss: progress.update(bar, completed=step + 1))
@@ -177,6 +178,9 @@ def kinds(
     stayed = (embed(names) * staying).sum(axis=1)
     print(f"{len(plan.moved)} words moved: {moved[0]} lie nearest to what they are a kind of")
     print(f"kinds never taught: {before[0]} of {before[1]} before, {after[0]} now")
+    knows = distillation.recognition(embed)
+    for what, then, now in zip(("synonyms", "words never taught as hazards"), knew, knows, strict=True):
+        print(f"{what} nearest to their hazard's name: {then[0]} of {then[1]} before, {now[0]} now")
     print(f"cosine of the {len(names)} words that stay to what they were: mean {stayed.mean():.3f}, least {stayed.min():.3f}")
     text_tower = {key: value for key, value in clip.model.state_dict().items() if not key.startswith("visual.")}
     _write(model, dict(checkpoint.read_tensors(model / "clip.safetensors")) | text_tower)

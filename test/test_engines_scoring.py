@@ -22,7 +22,7 @@ compiled = pytest.mark.skipif(
 )
 
 
-def make(queries, size, image, seed, spread, merge=True, hazards=("tyre|tire",), scale=2.0, scoring="max"):
+def make(queries, size, image, seed, spread, merge=True, hazards=("tyre|tire",), scale=2.0, scoring="max", tolerance=0.0):
     g = torch.Generator().manual_seed(seed)
     vocabulary = Vocabulary.cityscapes().with_hazards(list(hazards))
     rows = torch.randn(sum(map(len, vocabulary.concept_groups)), 16, generator=g)
@@ -35,9 +35,14 @@ def make(queries, size, image, seed, spread, merge=True, hazards=("tyre|tire",),
         in_logit_scale=scale,
         out_logit_scale=2.0,
         scoring=scoring,
+        colour_tolerance=tolerance,
     )
     masks = torch.randn(1, queries, *size, generator=g) * spread
-    proposals = MaskProposals(masks, torch.randn(1, queries, 16, generator=g), None, None, image, (4 * size[0], 4 * size[1]))
+    embeddings, padded = torch.randn(1, queries, 16, generator=g), (4 * size[0], 4 * size[1])
+    guide = torch.randint(0, 256, (1, *padded, 3), generator=g, dtype=torch.uint8).permute(0, 3, 1, 2)
+    # As large as what is scored, or as the network's input.
+    guide = guide[..., : image[0], : image[1]] if seed % 2 else guide
+    proposals = MaskProposals(masks, embeddings, None, None, image, padded, guide if tolerance else None)
     return proposals, classifier
 
 
@@ -59,10 +64,11 @@ def assert_nothing_changed(proposals, classifier):
 @given(
     st.integers(1, 70), st.integers(1, 40), st.integers(1, 70), st.integers(0, 31), st.integers(0, 31),
     st.sampled_from([0.0, 1.0, 30.0]), st.booleans(), st.sampled_from(SCORINGS), st.integers(1, 3), st.integers(0, 2**31),
+    st.sampled_from([0.0, 13.0]),
 )  # fmt: skip
-def test_compiled_scoring_equals_the_tiles(queries, h, w, cut_bottom, cut_right, spread, merge, scoring, threads, seed):
+def test_compiled_scoring_equals_the_tiles(queries, h, w, cut_bottom, cut_right, spread, merge, scoring, threads, seed, tolerance):
     image = (max(1, 4 * h - cut_bottom), max(1, 4 * w - cut_right))
-    proposals, classifier = make(queries, (h, w), image, seed, spread, merge, scoring=scoring)
+    proposals, classifier = make(queries, (h, w), image, seed, spread, merge, scoring=scoring, tolerance=tolerance)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -82,10 +88,11 @@ def test_compiled_scoring_equals_the_tiles(queries, h, w, cut_bottom, cut_right,
 @pytest.mark.parametrize("merge", [True, False])
 @pytest.mark.parametrize("scale", [2.0, 60.0])
 @pytest.mark.parametrize("scoring", SCORINGS)
-def test_leaving_out_what_cannot_matter_changes_nothing(merge, scale, scoring):
+@pytest.mark.parametrize("tolerance", [0.0, 13.0])
+def test_leaving_out_what_cannot_matter_changes_nothing(merge, scale, scoring, tolerance):
     """A street as a trained model sees it: confident masks side by side with soft edges, most classes nowhere near winning."""
-    for seed in range(4):
-        proposals, classifier = make(40, (48, 80), (190, 318), seed, 1.0, merge, scale=scale, scoring=scoring)
+    for seed in range(2 if tolerance else 4):
+        proposals, classifier = make(40, (48, 80), (190, 318), seed, 1.0, merge, scale=scale, scoring=scoring, tolerance=tolerance)
         g = torch.Generator().manual_seed(seed)
         centre = torch.rand(40, 2, 1, 1, generator=g) * torch.tensor([48.0, 80.0])[:, None, None]
         y, x = torch.meshgrid(torch.arange(48.0), torch.arange(80.0), indexing="ij")
@@ -108,8 +115,9 @@ def test_a_class_that_wins_by_little_is_not_left_out():
 
 @compiled
 @pytest.mark.parametrize("scoring", SCORINGS)
-def test_a_nan_in_a_mask_is_not_hidden(scoring):
-    proposals, classifier = make(8, (8, 8), (32, 32), 0, 3.0, scoring=scoring)
+@pytest.mark.parametrize("tolerance", [0.0, 13.0])
+def test_a_nan_in_a_mask_is_not_hidden(scoring, tolerance):
+    proposals, classifier = make(8, (8, 8), (32, 32), 0, 3.0, scoring=scoring, tolerance=tolerance)
     proposals.mask_logits[0, 3, 4, 4] = float("nan")
     assert Scorer().score(proposals, classifier)[0].anomaly.isnan().any()
 

@@ -56,6 +56,7 @@ def cases(draw):
         "scoring": draw(st.sampled_from(scoring.SCORINGS)),
         "void": draw(st.booleans()),
         "some_empty": draw(st.booleans()),
+        "tolerance": draw(st.sampled_from([0.0, 0.0, 3.0, 40.0])),
         "seed": draw(st.integers(0, 2**31)),
     }
 
@@ -69,6 +70,9 @@ def build(case):
         masks[:, :, 1:] = masks[:, :, :1]  # constant over rows, so that interpolation itself stays exact in float32
         masks[:, :, :, 1:] = masks[:, :, :, :1]
     valid = torch.rand(1, n, generator=g) > 0.3 if case["some_empty"] else None
+    # The network's input, of which what is asked for may be a part.
+    size = [int(torch.randint(low, 4 * high + 1, (), generator=g)) for low, high in zip(case["image"], (h, w), strict=True)]
+    image = torch.randint(0, 256, (1, *size, 3), generator=g, dtype=torch.uint8).permute(0, 3, 1, 2)
     proposals = MaskProposals(
         masks,
         torch.randn(1, n, DIMENSION, generator=g),
@@ -76,6 +80,7 @@ def build(case):
         valid,
         case["image"],
         (4 * h, 4 * w),
+        image if case["tolerance"] else None,
     )
     rows = unit_rows(case["vocabulary"], case["seed"] + 1)
     void = torch.randn(DIMENSION, generator=g) if case["void"] else None
@@ -105,9 +110,11 @@ def reference(case, proposals, rows, void, in_logit_scale, out_logit_scale, trai
         p_void = None if void is None else with_void[:, -1]
         return scoring_reference.ensemble_probabilities(p_in, p_out, weight, p_void)
 
-    scores = scoring_reference.mask_scores(
-        proposals.mask_logits[0].double(), proposals.padded_size, proposals.image_size, case["output"]
-    )
+    masks, padded_size = proposals.mask_logits[0].double(), proposals.padded_size
+    if case["tolerance"]:
+        masks = scoring_reference.guided_logits(masks, proposals.images[0], proposals.image_size, case["tolerance"])
+        padded_size = proposals.image_size
+    scores = scoring_reference.mask_scores(masks, padded_size, proposals.image_size, case["output"])
     labels = probabilities(parts, names)
     class_map = torch.einsum("nk,nhw->khw", labels, scores)
     if case["merge"]:
@@ -135,6 +142,7 @@ def test_the_fast_path_equals_the_equations(case):
         out_logit_scale=2.5,
         training_concepts=sorted(trained),
         scoring=case["scoring"],
+        colour_tolerance=case["tolerance"],
     )
     class_map, anomaly = reference(case, proposals, rows, void, 2.0, 2.5, trained)
     maps = Scorer().score(proposals, prepared, case["output"])[0]
@@ -210,6 +218,36 @@ def test_the_normalized_score_is_dark_at_the_border_between_any_two_known_classe
     assert plain.anomaly[:, border].max() > 0.4 and normalized.anomaly[:, border].max() < 0.15
     assert torch.allclose(normalized.anomaly[:, nothing], torch.tensor(1.0), atol=1e-6)
     assert torch.equal(plain.labels, normalized.labels)
+
+
+def seen_along(image, tolerance):
+    """Maps of a picture of 32 x 64 and of two masks that meet between its columns 27 and 28, as near as cells can tell."""
+    basis = torch.eye(DIMENSION)
+    masks = torch.cat((torch.full((1, 1, 8, 7), 6.0), torch.full((1, 1, 8, 9), -6.0)), dim=-1)
+    proposals = MaskProposals(torch.cat((masks, -masks), dim=1), basis[None, :2], None, None, (32, 64), (32, 64), image)
+    prepared = prepare_classifier(
+        make_vocabulary([1, 1], [0, 1], []), basis[:2].numpy(), classifier="in_vocabulary", merge_classes=True, void=None,
+        in_logit_scale=float(np.log(30)), out_logit_scale=0.0, colour_tolerance=tolerance,
+    )  # fmt: skip
+    return Scorer().score(proposals, prepared)[0]
+
+
+@pytest.mark.parametrize("edge", [26, 27, 28, 29, 30])
+def test_along_the_image_a_mask_ends_where_the_colour_does_and_not_where_its_cells_do(edge):
+    picture = torch.full((1, 3, 32, 64), 40, dtype=torch.uint8)
+    picture[..., edge:] = 200
+    assert (seen_along(picture, 13.0).labels == (torch.arange(64) >= edge)).all()
+    assert (seen_along(None, 0.0).labels == (torch.arange(64) >= 28)).all(), "without the image: half way between two cells"
+
+
+def test_along_an_image_of_one_colour_masks_are_bilinear():
+    flat = seen_along(torch.full((1, 3, 32, 64), 90, dtype=torch.uint8), 13.0)
+    assert torch.allclose(flat.anomaly, seen_along(None, 0.0).anomaly, atol=1e-6)
+
+
+def test_masks_along_an_image_need_the_image():
+    with pytest.raises(ValueError, match="come without their images"):
+        seen_along(None, 13.0)
 
 
 def test_merging_removes_the_ridge_of_uncertainty_between_two_classes():

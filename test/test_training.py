@@ -427,11 +427,11 @@ def test_what_the_image_cuts_off_is_not_copied_as_a_whole_bicycle():
 
 
 @given(st.integers(0, 5))
-def test_every_batch_keeps_the_maps_of_its_own_images(count):
+def test_every_batch_keeps_its_own_images_and_their_maps(count):
     batches = [(torch.full((1, 3, 4, 4), float(i)), f"labels {i}", f"hazards {i}") for i in range(count)]
     got = list(with_pyramids(batches, lambda images: (images, images, images, images), torch.device("cpu")))
-    assert [(float(maps[3].mean()), labels, hazards) for maps, labels, hazards in got] == [
-        (float(i), f"labels {i}", f"hazards {i}") for i in range(count)
+    assert [(float(maps[3].mean()), float(images.mean()), labels, hazards) for maps, images, labels, hazards in got] == [
+        (float(i), float(i), f"labels {i}", f"hazards {i}") for i in range(count)
     ]
 
 
@@ -454,6 +454,7 @@ def test_a_crop_of_an_image_that_is_too_small_is_padded_and_ignored():
         ({"crop": [100, 64]}, "multiples of 32"),
         ({"steps": "many"}, "'steps' must be a whole number"),
         ({"scales": ["small", 2]}, "'scales' must be a number"),
+        ({"colour_tolerance": -1.0}, "'colour_tolerance' must not be negative"),
         ({"extra_blocks": [1, 2]}, "'extra_blocks' needs three numbers"),
         ({"extra_blocks": [1, 2, -1]}, "'extra_blocks' must not be negative"),
         ({"decoder_layers": -1}, "'decoder_layers' must not be negative"),
@@ -542,7 +543,9 @@ def test_a_run_learns_keeps_clip_frozen_and_its_model_loads_everywhere(tmp_path,
 
 
 @pytest.mark.parametrize(
-    "grown", [{"refined": True}, {"refined": True, "extra_blocks": [2, 1, 1], "decoder_layers": 4}], ids=["refined", "deeper"]
+    "grown",
+    [{"refined": True, "colour_tolerance": 0.0}, {"refined": True, "extra_blocks": [2, 1, 1], "decoder_layers": 4}],
+    ids=["refined", "deeper"],
 )
 def test_what_a_decoder_is_given_starts_as_the_identity_and_is_kept(tmp_path, rendered, grown):
     from vl4ad_model import registry
@@ -568,6 +571,7 @@ def test_what_a_decoder_is_given_starts_as_the_identity_and_is_kept(tmp_path, re
     _, kept = registry.build_network(registry.locate(tmp_path / "run/model"))
     assert kept.refined and kept.extra_blocks == tuple(grown.get("extra_blocks", (0, 0, 0)))
     assert kept.decoder_layers == grown.get("decoder_layers", 3)
+    assert kept.colour_tolerance == grown.get("colour_tolerance", plain.config["colour_tolerance"])
     moved = read_tensors(tmp_path / "run/model/decoder.safetensors")["pixel_decoder.refine_1.back.weight"]
     assert float(moved.abs().max()) > 0
 

@@ -62,7 +62,8 @@ def measure_network(
         network, config = registry.build_network(registry.locate(model))
     default = config.network_size or (512, 1024)
     height, width = height or default[0], width or default[1]
-    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, height, width), dtype=np.uint8))
+    noise = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+    image = torch.from_numpy(noise).permute(0, 3, 1, 2)  # in memory as cameras have it
     vocabulary = street_vocabulary(hazards)
     classifier = classifier_for(network, vocabulary, random_rows(vocabulary, network.clip.embed_dim))
     pooled = classifier.needs_pooled
@@ -81,6 +82,7 @@ def measure_network(
             valid if network.clip.is_resnet else None,
             (height, width),
             (int(state["input"].shape[-2]), int(state["input"].shape[-1])),
+            image,
         )
 
     stages: list[tuple[str, Callable[[], Any], str]] = [

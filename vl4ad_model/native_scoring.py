@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,11 +66,20 @@ def library() -> ctypes.CDLL | None:
         loaded.vl4ad_block.restype = ctypes.c_int
         pointer, number = ctypes.c_void_p, ctypes.c_int
         sizes, outputs = [number] * 6, [pointer] * 2
-        loaded.vl4ad_score.argtypes = [pointer, *[number] * 3, pointer, *sizes, ctypes.c_float, *outputs, number, pointer]
+        guide: list[Any] = [pointer, number, number, ctypes.c_float]
+        arguments = [pointer, *[number] * 3, pointer, *sizes, ctypes.c_float, *guide, *outputs, number, pointer]
+        loaded.vl4ad_score.argtypes = arguments
         return loaded
     except (OSError, subprocess.SubprocessError, IndexError, AttributeError) as error:
         log.warning("scoring runs in PyTorch: %s could not compile it (%s)", compiler, str(error).splitlines()[0])
         return None
+
+
+class Guide(NamedTuple):
+    """image: (3, H, W) uint8 RGB whose edges the masks follow, at least the maps' size. tolerance: grey levels."""
+
+    image: Tensor
+    tolerance: float
 
 
 def score(
@@ -81,6 +90,7 @@ def score(
     output_size: tuple[int, int],
     *,
     unclaimed: float | None = None,
+    guide: Guide | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """Label and anomaly map, or None where this library does not apply.
 
@@ -91,6 +101,7 @@ def score(
         output_size: (height, width), at most (4 h, 4 w).
         unclaimed: None = 1 - max; else `anomaly_rows` are (2, N), known and not known, for the normalized score with this much that
             no mask claims.
+        guide: what masks are upsampled along (`network.upsampling`); None = bilinear.
 
     Returns:
         labels (height, width) uint8 and anomaly (height, width) float32.
@@ -98,6 +109,8 @@ def score(
     import torch
 
     if masks.device.type != "cpu" or masks.dtype != torch.float32:
+        return None
+    if guide is not None and (guide.image.device.type != "cpu" or guide.image.dtype != torch.uint8):
         return None
     loaded = library()
     if loaded is None:
@@ -116,12 +129,17 @@ def score(
     labels = torch.empty((height, width), dtype=torch.uint8)
     anomaly = torch.empty((height, width), dtype=torch.float32)
 
+    image, image_size, tolerance = None, (0, 0), 0.0
+    if guide is not None:
+        image, tolerance = guide.image.permute(1, 2, 0).contiguous(), guide.tolerance  # cameras' own order: no copy
+        image_size = (int(image.shape[0]), int(image.shape[1]))
+    pixels = None if image is None else image.data_ptr()
     next_band = ctypes.c_int(0)
 
     def work() -> int:
         return loaded.vl4ad_score(
             masks.data_ptr(), count, h, w, matrix.data_ptr(), rows, classes, first, last, height, width, weight,
-            labels.data_ptr(), anomaly.data_ptr(), _BAND_ROWS, ctypes.byref(next_band),
+            pixels, *image_size, tolerance, labels.data_ptr(), anomaly.data_ptr(), _BAND_ROWS, ctypes.byref(next_band),
         )  # fmt: skip
 
     helpers = max(0, min(torch.get_num_threads() - 1, height // _BAND_ROWS))

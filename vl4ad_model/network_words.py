@@ -45,6 +45,7 @@ def classifier_for(
         training_concepts=config.training_concepts,
         scoring=scoring or config.scoring,
         related=related_words(network, vocabulary, rows),
+        colour_tolerance=config.colour_tolerance,
         device=device,
     )
 

@@ -1,5 +1,5 @@
-/* Masks to label and anomaly map in one pass: upsample by four, sigmoid, class combination, argmax and score, without ever holding
- * N x H x W. The same equations as scoring.py's tiles, for the one case that real-time models use: network size out, float32, CPU.
+/* Masks to label and anomaly map in one pass: upsample by four (bilinear, or along the image's edges as network/upsampling.py says),
+ * sigmoid, class combination, argmax and score, without ever holding N x H x W. The same equations as scoring.py's tiles, for the one case that real-time models use: network size out, float32, CPU.
  *
  * The four horizontal positions between two mask columns are handled as four planes, so that every inner loop runs over
  * neighbouring floats; results are interleaved at the very end, when they are two numbers per pixel. In most places most masks are
@@ -91,8 +91,12 @@ struct job {
     const float *masks, *matrix;
     int n, h, w, rows, label_rows, known_first, known_last, width;
     float unclaimed; /* < 0: the score is 1 - max; else the normalized one, of a known row and one of the rest */
+    const uint8_t *image; /* (image_height, image_width, 3) that the masks' edges follow; NULL = bilinear */
+    int image_height, image_width;
+    float tolerance; /* its square, in grey levels */
     uint8_t *labels;
     float *anomaly, *memory;
+    int band_rows;
 };
 
 /* What one block of columns needs: masks, rows of the class matrix (with what for), and that part of the matrix. */
@@ -248,6 +252,89 @@ static int all_finite(const float *values, size_t count)
     return total == 0;
 }
 
+/* The image around a band of rows: the mean colours of cells, and one row of pixels in four planes by their place in their cell. */
+struct guide {
+    float *cells; /* [3][cell rows][wide]: column x is at x + 1, and the ends are repeated */
+    float *pixels; /* [3][4][padded] */
+    int first, rows, wide, padded;
+};
+
+static void mean_colours(const struct job *job, struct guide *guide, int first, int last, uint16_t *sums)
+{
+    const int pixels = 4 * job->w, inside = job->image_width < pixels ? job->image_width : pixels;
+    guide->first = first;
+    guide->rows = last - first;
+    for (int row = first; row < last; row++) {
+        memset(sums, 0, sizeof(uint16_t) * 3 * pixels);
+        for (int k = 0; k < 4; k++) {
+            const int y = 4 * row + k < job->image_height ? 4 * row + k : job->image_height - 1;
+            const uint8_t *restrict line = job->image + (size_t)y * job->image_width * 3;
+            for (int x = 0; x < 3 * inside; x++)
+                sums[x] += line[x];
+        }
+        for (int x = 3 * inside; x < 3 * pixels; x++)
+            sums[x] = sums[x - 3];
+        for (int c = 0; c < 3; c++) {
+            float *restrict out = guide->cells + ((size_t)c * guide->rows + row - first) * guide->wide + 1;
+            for (int x = 0; x < job->w; x++)
+                out[x] = (sums[12 * x + c] + sums[12 * x + 3 + c] + sums[12 * x + 6 + c] + sums[12 * x + 9 + c]) * 0.0625f;
+            out[-1] = out[0];
+            for (int x = job->w; x < guide->wide - 1; x++)
+                out[x] = out[job->w - 1];
+        }
+    }
+}
+
+static void spread_pixels(const struct job *job, struct guide *guide, int y)
+{
+    const uint8_t *restrict line = job->image + (size_t)(y < job->image_height ? y : job->image_height - 1) * job->image_width * 3;
+    const int inside = job->image_width / 4 < guide->padded ? job->image_width / 4 : guide->padded;
+    for (int phase = 0; phase < 4; phase++)
+        for (int c = 0; c < 3; c++) {
+            float *restrict out = guide->pixels + (size_t)(3 * phase + c) * guide->padded;
+            for (int x = 0; x < inside; x++)
+                out[x] = line[12 * x + 3 * phase + c];
+            for (int x = inside; x < guide->padded; x++)
+                out[x] = line[3 * (4 * x + phase < job->image_width ? 4 * x + phase : job->image_width - 1) + c];
+        }
+}
+
+/* Weights of the four cells around the pixels of one phase, LANES columns from x: cells of rows above and below, columns from x + shift
+ * - 1 and from x + shift. down, across: the bilinear shares of the lower and the right ones. */
+static inline void weigh(const struct guide *guide, float tolerance, int above, int below, int x, int phase, int shift, float down,
+                         float across, vf out[4])
+{
+    vf apart[4] = {splat(tolerance), splat(tolerance), splat(tolerance), splat(tolerance)};
+    for (int c = 0; c < 3; c++) {
+        const vf pixel = *(const uvf *)(guide->pixels + (size_t)(3 * phase + c) * guide->padded + x);
+        const float *upper = guide->cells + ((size_t)c * guide->rows + above - guide->first) * guide->wide + x + shift;
+        const float *lower = guide->cells + ((size_t)c * guide->rows + below - guide->first) * guide->wide + x + shift;
+        for (int k = 0; k < 4; k++) {
+            const vf off = *(const uvf *)((k < 2 ? upper : lower) + (k & 1)) - pixel;
+            apart[k] += off * off;
+        }
+    }
+    /* One division instead of five; the products stay far below what a float holds. */
+    const vf top = apart[0] * apart[1], bottom = apart[2] * apart[3];
+    out[0] = ((1 - down) * (1 - across)) * (apart[1] * bottom);
+    out[1] = ((1 - down) * across) * (apart[0] * bottom);
+    out[2] = (down * (1 - across)) * (apart[3] * top);
+    out[3] = (down * across) * (apart[2] * top);
+    const vf whole = 1.0f / (out[0] + out[1] + out[2] + out[3]);
+    for (int k = 0; k < 4; k++)
+        out[k] *= whole;
+}
+
+/* Columns begin..end of a mask's row to where column x - 1 is the first; beyond the ends the last one is repeated. */
+static inline void copy_columns(const float *row, int x, int begin, int end, int w, float *out)
+{
+    memcpy(out + (begin - (x - 1)), row + begin, sizeof(float) * (end - begin));
+    if (x == 0)
+        out[0] = out[1];
+    if (end == w)
+        out[w - (x - 1)] = out[w - x];
+}
+
 /* Rows of the class matrix must be a multiple of this. */
 int vl4ad_block(void) { return BLOCK; }
 
@@ -255,7 +342,10 @@ static size_t floats_needed(const struct job *job)
 {
     const size_t blocks = (job->w + COLUMNS - 1) / COLUMNS;
     const size_t n = job->n, rows = job->rows;
-    return n * (STRIDE + COLUMNS + 4) + 2 * LANES + 8 * blocks * COLUMNS + 2 * rows + blocks * (n + rows + n * rows);
+    const size_t plain = n * (2 * STRIDE + COLUMNS + 4) + 2 * LANES + 8 * blocks * COLUMNS + 2 * rows + blocks * (n + rows + n * rows);
+    if (!job->image)
+        return plain;
+    return plain + 3 * ((size_t)(job->band_rows / 4 + 4) * (blocks * COLUMNS + 2) + 4 * blocks * COLUMNS + 2 * job->w);
 }
 
 /* Output rows top..bottom. */
@@ -265,14 +355,14 @@ static void score_rows(const struct job *job, int top, int bottom)
     const int n = job->n, h = job->h, w = job->w, rows = job->rows, label_rows = job->label_rows, width = job->width;
     const int blocks = (w + COLUMNS - 1) / COLUMNS, padded = blocks * COLUMNS;
     const size_t plane = (size_t)h * w, planes = (size_t)4 * padded;
-    float *blended = job->memory, *s = blended + (size_t)n * STRIDE, *anomaly_planes = s + (size_t)n * COLUMNS;
+    float *blended = job->memory, *lower = blended + (size_t)n * STRIDE, *s = lower + (size_t)n * STRIDE, *anomaly_planes = s + (size_t)n * COLUMNS;
     int32_t *label_planes = (int32_t *)(anomaly_planes + planes);
     float *log_all = (float *)(label_planes + planes), *log_label = log_all + n;
     float *room = log_label + n, *next = room + 2 * (n + LANES) + 2 * rows;
     struct choice choices[blocks];
     for (int b = 0; b < blocks; b++, next += (size_t)n * rows + n + rows)
         choices[b] = (struct choice){(int *)(next + (size_t)n * rows), (int *)(next + (size_t)n * rows + n), next, 0, 0};
-    memset(blended, 0, sizeof(float) * n * STRIDE);
+    memset(blended, 0, sizeof(float) * 2 * n * STRIDE);
 
     int usable = all_finite(matrix, (size_t)n * rows); /* what is no number is never left out */
     const int source_top = top / 4 > 0 ? top / 4 - 1 : 0, source_bottom = bottom / 4 + 2 < h ? bottom / 4 + 2 : h;
@@ -288,6 +378,13 @@ static void score_rows(const struct job *job, int top, int bottom)
         log_label[i] = logf(label);
     }
 
+    struct guide guide = {.wide = padded + 2, .padded = padded};
+    if (job->image) {
+        guide.cells = next;
+        guide.pixels = guide.cells + (size_t)3 * (job->band_rows / 4 + 4) * guide.wide;
+        mean_colours(job, &guide, source_top, source_bottom, (uint16_t *)(guide.pixels + (size_t)12 * padded));
+    }
+
     int last_above = -1, last_below = -1;
     for (int y = top; y < bottom; y++) {
         float position = (y + 0.5f) * 0.25f - 0.5f;
@@ -299,6 +396,8 @@ static void score_rows(const struct job *job, int top, int bottom)
         const int fresh = above != last_above || below != last_below;
         last_above = above;
         last_below = below;
+        if (job->image)
+            spread_pixels(job, &guide, y);
         for (int x = 0; x < padded; x += COLUMNS) {
             const int begin = x > 0 ? x - 1 : 0, end = x + COLUMNS + 1 < w ? x + COLUMNS + 1 : w;
             struct choice *choice = choices + x / COLUMNS;
@@ -313,6 +412,11 @@ static void score_rows(const struct job *job, int top, int bottom)
             for (int k = 0; k < m; k++) {
                 const float *mask = masks + choice->masks[k] * plane;
                 float *out = blended + (size_t)k * STRIDE; /* out[j] is column x - 1 + j; the ends are repeated */
+                if (job->image) {
+                    copy_columns(mask + (size_t)above * w, x, begin, end, w, out);
+                    copy_columns(mask + (size_t)below * w, x, begin, end, w, lower + (size_t)k * STRIDE);
+                    continue;
+                }
                 blend_rows(mask + (size_t)above * w, mask + (size_t)below * w, blend, begin, end, out + (begin - (x - 1)));
                 if (x == 0)
                     out[0] = out[1];
@@ -322,7 +426,17 @@ static void score_rows(const struct job *job, int top, int bottom)
             for (int phase = 0; phase < 4; phase++) {
                 const int shift = phase < 2 ? 0 : 1;
                 const float mix = (float[]){0.625f, 0.875f, 0.125f, 0.375f}[phase];
-                for (int k = 0; k < m; k++) {
+                for (int half = 0; job->image && half < 2; half++) {
+                    vf weight[4];
+                    weigh(&guide, job->tolerance, above, below, x + half * LANES, phase, shift, blend, mix, weight);
+                    for (int k = 0; k < m; k++) {
+                        const float *u = blended + (size_t)k * STRIDE + shift + half * LANES, *v = u + (lower - blended);
+                        const vf upper = weight[0] * *(const uvf *)u + weight[1] * *(const uvf *)(u + 1);
+                        const vf under = weight[2] * *(const uvf *)v + weight[3] * *(const uvf *)(v + 1);
+                        *(vf *)(s + (size_t)k * COLUMNS + half * LANES) = sigmoid(upper + under);
+                    }
+                }
+                for (int k = 0; !job->image && k < m; k++) {
                     const float *v = blended + (size_t)k * STRIDE + shift;
                     for (int half = 0; half < 2; half++) {
                         vf left = *(const uvf *)(v + half * LANES), right = *(const uvf *)(v + half * LANES + 1);
@@ -374,12 +488,17 @@ static void score_rows(const struct job *job, int top, int bottom)
  * masks: (n, h, w) logits. matrix: (n, rows) class probabilities, rows a multiple of BLOCK, zero-padded: columns 0..label_rows are the
  * classes among which the label is the first largest, known_first..known_last those of the anomaly score: 1 - max of them where
  * unclaimed < 0, else two, known and rest, of which it is (rest + unclaimed) / (known + rest + unclaimed). labels, anomaly:
- * (height, width), height <= 4 h, width <= 4 w. Returns 0, or 1 when memory ran out.
+ * (height, width), height <= 4 h, width <= 4 w. image: (image_height, image_width, 3) RGB that the masks' edges follow, and tolerance in
+ * grey levels; NULL = bilinear. Returns 0, or 1 when memory ran out.
  */
 int vl4ad_score(const float *masks, int n, int h, int w, const float *matrix, int rows, int label_rows, int known_first,
-                int known_last, int height, int width, float unclaimed, uint8_t *labels, float *anomaly, int band_rows, int *next)
+                int known_last, int height, int width, float unclaimed, const uint8_t *image, int image_height, int image_width,
+                float tolerance, uint8_t *labels, float *anomaly, int band_rows, int *next)
 {
-    struct job job = {masks, matrix, n, h, w, rows, label_rows, known_first, known_last, width, unclaimed, labels, anomaly, NULL};
+    struct job job = {.masks = masks, .matrix = matrix, .n = n, .h = h, .w = w, .rows = rows, .label_rows = label_rows,
+                      .known_first = known_first, .known_last = known_last, .width = width, .unclaimed = unclaimed, .image = image,
+                      .image_height = image_height, .image_width = image_width, .tolerance = tolerance * tolerance,
+                      .labels = labels, .anomaly = anomaly, .band_rows = band_rows};
     if (posix_memalign((void **)&job.memory, 64, sizeof(float) * floats_needed(&job)))
         return 1;
     for (;;) {

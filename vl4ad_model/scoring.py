@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from vl4ad_model import native_scoring, triton_scoring
 from vl4ad_model.network.proposals import MaskProposals
+from vl4ad_model.network.upsampling import STRIDE, blend_cells, cell_colours, nearest_cells, weights_by_colour
 from vl4ad_model.out_of_memory import is_out_of_memory
 from vl4ad_model.vocabulary import Vocabulary
 
@@ -83,6 +84,7 @@ class TextClassifier:
         void: (D,) unit row, or None.
         in_scale, out_scale: 1 / T of the two branches.
         normalized: the anomaly score is what is not known of all that the masks claim; otherwise 1 - max p of the known.
+        colour_tolerance: in grey levels; above 0 masks are upsampled along the image's edges, which needs proposals with images.
         related: (word that training did not use, trained word that it is also read as); the latter is empty where none is near.
     """
 
@@ -97,6 +99,7 @@ class TextClassifier:
     in_scale: float
     out_scale: float
     normalized: bool = False
+    colour_tolerance: float = 0.0
     related: tuple[tuple[str, str], ...] = ()
 
     @cached_property
@@ -133,6 +136,7 @@ def prepare_classifier(
     training_concepts: Sequence[str] = (),
     scoring: str = "max",
     related: Sequence[RelatedWord] = (),
+    colour_tolerance: float = 0.0,
     device: str | torch.device = "cpu",
 ) -> TextClassifier:
     """Make a vocabulary ready for scoring.
@@ -149,6 +153,7 @@ def prepare_classifier(
             share of what the masks claim that belongs to no known class, sum_i s_i (1 - a_i) / sum_i s_i with a_i = sum of the
             known c_ik.
         related: further concepts of the groups; they have no say in which weight a class gets.
+        colour_tolerance: in grey levels; above 0 masks are upsampled along the image's edges (`network.upsampling`).
     """
     if classifier not in CLASSIFIERS:
         raise ValueError(f"classifier must be one of {', '.join(CLASSIFIERS)}, not '{classifier}'")
@@ -186,6 +191,7 @@ def prepare_classifier(
         in_scale=min(float(np.exp(in_logit_scale)), MAX_LOGIT_SCALE),
         out_scale=min(float(np.exp(out_logit_scale)), MAX_LOGIT_SCALE),
         normalized=scoring == "normalized",
+        colour_tolerance=colour_tolerance,
         related=tuple((word.word, word.trained) for word in related),
     )
 
@@ -301,6 +307,7 @@ class Scorer:
             device = proposals.mask_logits.device
             try:
                 there = classifier.on(device)
+                _check_upsampling(proposals, classifier)
                 labels_rows, anomaly_rows = self._matrices(proposals, there)
                 return self._maps(proposals, labels_rows, anomaly_rows, there, output_size)
             except (RuntimeError, MemoryError) as error:
@@ -323,10 +330,11 @@ class Scorer:
 
     def class_map(self, proposals: MaskProposals, classifier: TextClassifier, output_size: tuple[int, int] | None = None) -> Tensor:
         """p of every class, (K + Q, H, W) float32, of a batch of one: FC-CLIP's `sem_seg`."""
+        _check_upsampling(proposals, classifier)
         matrix, _ = self._matrices(proposals, classifier.on(proposals.mask_logits.device))
         height, width = output_size or proposals.image_size
         result = torch.empty((matrix.shape[0], height, width), device=matrix.device)
-        for top, rows in self._tiles(proposals, matrix, (height, width)):
+        for top, rows in self._tiles(proposals, matrix, (height, width), classifier.colour_tolerance):
             result[:, top : top + rows.shape[1]] = rows
         return result
 
@@ -363,17 +371,14 @@ class Scorer:
         height, width = output_size or proposals.image_size
         classes = labels_rows.shape[0]
         masks = proposals.mask_logits[0]
-        quarter = (4 * masks.shape[-2], 4 * masks.shape[-1]) == proposals.padded_size
-        if self._fused and quarter and (height, width) == proposals.image_size:
-            fused = triton_scoring.score if masks.is_cuda else native_scoring.score
-            unclaimed = UNCLAIMED if classifier.normalized else None
-            done = fused(masks, labels_rows, anomaly_rows, classifier.known_count, (height, width), unclaimed=unclaimed)
+        if self._fused and _at_stride_4(proposals) and (height, width) == proposals.image_size:
+            done = _fused(masks, labels_rows, anomaly_rows, classifier, proposals)
             if done is not None:
                 return ScoreMaps(*done)
         matrix = labels_rows if anomaly_rows is None else torch.cat((labels_rows, anomaly_rows))
         labels = torch.empty((height, width), dtype=torch.uint8, device=matrix.device)
         anomaly = torch.empty((height, width), dtype=torch.float32, device=matrix.device)
-        for top, rows in self._tiles(proposals, matrix, (height, width)):
+        for top, rows in self._tiles(proposals, matrix, (height, width), classifier.colour_tolerance):
             bottom = top + rows.shape[1]
             labels[top:bottom] = _argmax(rows[:classes])
             known = rows[: classifier.known_count] if anomaly_rows is None else rows[classes:]
@@ -384,7 +389,7 @@ class Scorer:
                 torch.sub(1.0, known.amax(dim=0), out=anomaly[top:bottom])
         return ScoreMaps(labels, anomaly)
 
-    def _tiles(self, proposals: MaskProposals, matrix: Tensor, output_size: tuple[int, int]):
+    def _tiles(self, proposals: MaskProposals, matrix: Tensor, output_size: tuple[int, int], tolerance: float):
         """Yield (top row, (C, rows, W) class map) from top to bottom. The map is a buffer: use it before the next one."""
         masks = proposals.mask_logits[0]
         # Half precision masks are added up in full: float16 near 1 knows steps of 5e-4, and scores that tie cannot be ranked.
@@ -393,7 +398,12 @@ class Scorer:
         budget = (_CUDA_BYTES_PER_TILE if masks.is_cuda else _BYTES_PER_TILE) >> self._halved
         step = count if masks.is_cuda else min(count, _QUERIES_PER_TILE)
         height, width = output_size
-        stages = [_Stage((int(masks.shape[-2]), int(masks.shape[-1])), proposals.padded_size, proposals.image_size)]
+        cells = (int(masks.shape[-2]), int(masks.shape[-1]))
+        stages: list[_Stage | _GuidedStage] = [_Stage(cells, proposals.padded_size, proposals.image_size)]
+        if tolerance:
+            assert proposals.images is not None
+            images = proposals.images.to(masks.device)
+            stages = [_GuidedStage(images, cell_colours(images, cells), proposals.image_size, tolerance)]
         if output_size != proposals.image_size:
             stages.append(_Stage(proposals.image_size, output_size, output_size))
         per_tile = max(4, budget // (step * width * 4) // 4 * 4)
@@ -411,17 +421,20 @@ class Scorer:
                     torch.addmm(combined, part, flat, out=combined)
             yield top, combined.view(-1, bottom - top, width)
 
-    def _upsample(self, masks: Tensor, stages: list[_Stage], top: int, bottom: int) -> Tensor:
+    def _upsample(self, masks: Tensor, stages: list[_Stage | _GuidedStage], top: int, bottom: int) -> Tensor:
         """Rows top..bottom of the upsampled logits (n, rows, W): across first, where it is cheap, then down.
 
         Bilinear interpolation is separable, so each stage widens only the source rows that the tile needs and blends them.
         """
         if len(stages) == 2:
             first, second = stages
+            assert isinstance(second, _Stage)
             low, high, above, below, blend = second.rows(top, bottom, masks)
             source = self._upsample(masks, [first], low, high)
             return self._stretch(source, second, above, below, blend, "second")
         (stage,) = stages
+        if isinstance(stage, _GuidedStage):
+            return stage.rows(masks, top, bottom)
         low, high, above, below, blend = stage.rows(top, bottom, masks)
         return self._stretch(masks[:, low:high], stage, above, below, blend, "first")
 
@@ -448,6 +461,37 @@ class Scorer:
         return buffer[:size].view(shape)
 
 
+def _at_stride_4(proposals: MaskProposals) -> bool:
+    height, width = proposals.mask_logits.shape[-2:]
+    return (STRIDE * height, STRIDE * width) == proposals.padded_size
+
+
+def _check_upsampling(proposals: MaskProposals, classifier: TextClassifier) -> None:
+    if not classifier.colour_tolerance:
+        return
+    if proposals.images is None:
+        raise ValueError("this classifier upsamples masks along the image's edges, and these proposals come without their images")
+    if not _at_stride_4(proposals):
+        raise ValueError("masks are upsampled along the image's edges from a quarter of the padded size only")
+
+
+def _fused(
+    masks: Tensor, labels_rows: Tensor, anomaly_rows: Tensor | None, classifier: TextClassifier, proposals: MaskProposals
+) -> tuple[Tensor, Tensor] | None:
+    """What the compiled kernels make of it; None where they do not apply."""
+    unclaimed = UNCLAIMED if classifier.normalized else None
+    size, known = proposals.image_size, classifier.known_count
+    if not masks.is_cuda:
+        guide = None
+        if classifier.colour_tolerance:
+            assert proposals.images is not None
+            guide = native_scoring.Guide(proposals.images[0], classifier.colour_tolerance)
+        return native_scoring.score(masks, labels_rows, anomaly_rows, known, size, unclaimed=unclaimed, guide=guide)
+    if classifier.colour_tolerance:  # no kernel yet
+        return None
+    return triton_scoring.score(masks, labels_rows, anomaly_rows, known, size, unclaimed=unclaimed)
+
+
 def _argmax(rows: Tensor) -> Tensor:
     """Index of the largest of C <= 255 rows, uint8, the first one on ties: torch's own argmax over the first axis is scalar code,
     and took 40 % of all scoring."""
@@ -466,6 +510,26 @@ class _Stage(NamedTuple):
     def rows(self, top: int, bottom: int, like: Tensor) -> tuple[int, int, Tensor, Tensor, Tensor]:
         """Source rows low..high that output rows top..bottom blend, and how: above, below (int64, from low on), blend (rows, 1)."""
         return _blended_rows(self.source[0], self.full[0], top, bottom, like.device, like.dtype)
+
+
+class _GuidedStage(NamedTuple):
+    """Masks to the size of the image, along its edges: images (1, 3, H, W), the colours of the masks' cells (1, 3, h, w)."""
+
+    images: Tensor
+    colours: Tensor
+    size: tuple[int, int]
+    tolerance: float
+
+    def rows(self, masks: Tensor, top: int, bottom: int) -> Tensor:
+        """Rows top..bottom (n, rows, W) of masks (n, h, w)."""
+        width = self.size[1]
+        cells = (int(self.colours.shape[-2]), int(self.colours.shape[-1]))
+        across, down = torch.arange(width, device=masks.device), torch.arange(top, bottom, device=masks.device)
+        index, bilinear = nearest_cells((down[:, None] * width + across).view(1, -1), width, cells)
+        # The image may be larger than what is scored.
+        points = (down[:, None] * self.images.shape[-1] + across).view(1, -1)
+        weights = weights_by_colour(self.images, self.colours, points, index, bilinear, self.tolerance)
+        return blend_cells(masks[None], index, weights)[0].view(-1, bottom - top, width)
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,7 +2,8 @@
 `scoring.py` is tested against this.
 
 N queries, K known classes, Q hazards. Class k has alternative concepts L_k.
-- s in [0,1]^(N x H x W): mask scores = sigmoid(mask logits, bilinearly upsampled). v_i: visual embedding of query i.
+- s in [0,1]^(N x H x W): mask scores = sigmoid(mask logits, upsampled: bilinearly or along the image's edges). v_i: visual
+  embedding of query i.
 - cos(i, k) = max over l in L_k of cos(v_i, t_l).
 - c_i = softmax over K + Q (+ void) of cos(i, .) / T.
 - p_k(h, w) = sum_i s_i(h, w) c_ik, without void.  label(h, w) = argmax over K + Q.
@@ -12,8 +13,10 @@ N queries, K known classes, Q hazards. Class k has alternative concepts L_k.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,6 +30,30 @@ def mask_scores(
     x = x[..., : image_size[0], : image_size[1]]
     x = F.interpolate(x, size=output_size, mode="bilinear", align_corners=False)
     return x[0].sigmoid()
+
+
+def guided_logits(mask_logits: Tensor, image: Tensor, image_size: tuple[int, int], tolerance: float) -> Tensor:
+    """(N, h, w) logits to (N, H, W) float64, the size of the image, by joint bilateral upsampling (`network.upsampling`).
+
+    Args:
+        image: (3, H', W') RGB in grey levels, H' >= H and W' >= W.
+        tolerance: in grey levels.
+    """
+    _, rows, columns = mask_logits.shape
+    whole = F.pad(image.double()[None], (0, 4 * columns - image.shape[2], 0, 4 * rows - image.shape[1]), mode="replicate")[0]
+    mean = whole.view(3, rows, 4, columns, 4).mean(dim=(2, 4)).numpy()
+    pixels, masks = whole.numpy(), mask_logits.double().numpy()
+    result = np.empty((len(masks), *image_size))
+    for y, x in itertools.product(range(image_size[0]), range(image_size[1])):
+        centre_y, centre_x = max((y + 0.5) / 4 - 0.5, 0), max((x + 0.5) / 4 - 0.5, 0)
+        blended, total = np.zeros(len(masks)), 0.0
+        for row, column in itertools.product((int(centre_y), int(centre_y) + 1), (int(centre_x), int(centre_x) + 1)):
+            near = (1 - abs(centre_y - row)) * (1 - abs(centre_x - column))
+            cell = min(row, rows - 1), min(column, columns - 1)
+            weight = near / (tolerance**2 + ((pixels[:, y, x] - mean[:, cell[0], cell[1]]) ** 2).sum())
+            blended, total = blended + weight * masks[:, cell[0], cell[1]], total + weight
+        result[:, y, x] = blended / total
+    return torch.from_numpy(result)
 
 
 def class_probabilities(embeddings: Tensor, groups: Sequence[Tensor], void: Tensor | None, inverse_temperature: float) -> Tensor:

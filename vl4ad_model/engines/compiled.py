@@ -247,6 +247,7 @@ class CompiledEngine(Engine):
             pooled_valid=tensors[3] if pooled and self._network.clip.is_resnet else None,
             image_size=image_size or self.network_size,
             padded_size=self.network_size,
+            images=torch.from_numpy(images).permute(0, 3, 1, 2) if self._network.config.colour_tolerance else None,
         )
 
     def _chunks(self, images: np.ndarray):

@@ -45,6 +45,8 @@ class FCCLIPConfig:
             Above 0, the network has `training_rows`, the text embeddings of `training_concepts`.
         scoring: the anomaly score that suits the checkpoint, "max" or "normalized" (see `prepare_classifier`).
         network_size: (height, width) the model works at by default; None = the image's own size.
+        colour_tolerance: in grey levels; above 0 masks are upsampled along the image's edges (`network.upsampling`), 0 = bilinear
+            interpolation, as in FC-CLIP.
         resize_masks: where output and network size differ, resize the masks before they are combined (as FC-CLIP does); False
             resizes the finished maps, at a fraction of the cost.
     """
@@ -78,6 +80,7 @@ class FCCLIPConfig:
     related_words: float = 0.0
     scoring: str = "max"
     network_size: tuple[int, int] | None = None
+    colour_tolerance: float = 0.0
     resize_masks: bool = True
 
     @classmethod
@@ -200,4 +203,5 @@ class FCCLIP(nn.Module):
             pooled_valid=tensors[3] if pooled and self.clip.is_resnet else None,
             image_size=(height, width),
             padded_size=(int(normalized.shape[-2]), int(normalized.shape[-1])),
+            images=images if self.config.colour_tolerance else None,
         )

@@ -25,6 +25,8 @@ class MaskProposals:
             None where the checkpoint does not make that distinction (FC-CLIP does so for ResNet towers only).
         image_size: (H, W) of the network input without padding, in pixels.
         padded_size: (H, W) of the network input, multiples of 32, in pixels.
+        images: (B, 3, H, W) RGB in grey levels, uint8 or float, what the network was given: at least `image_size`, at most
+            `padded_size`; None where the network's masks are upsampled without it (`FCCLIPConfig.colour_tolerance`).
     """
 
     mask_logits: Tensor
@@ -33,6 +35,7 @@ class MaskProposals:
     pooled_valid: Tensor | None
     image_size: tuple[int, int]
     padded_size: tuple[int, int]
+    images: Tensor | None = None
 
     def image(self, index: int) -> MaskProposals:
         """The proposals of one image of the batch, as a batch of one (views, no copy)."""
@@ -44,6 +47,7 @@ class MaskProposals:
             None if self.pooled_valid is None else self.pooled_valid[part],
             self.image_size,
             self.padded_size,
+            None if self.images is None else self.images[part],
         )
 
     def on(self, device: str | torch.device) -> MaskProposals:

@@ -43,6 +43,7 @@ class TrainingConfig:
         refined: give the decoder residual blocks at strides 8 and 4 if it has none; they start as the identity.
         extra_blocks: how many further such blocks the decoder has at strides 16, 8 and 4; None = as many as the model's.
         decoder_layers: of the mask decoder; 0 = as many as the model has. New ones after the old ones start as the identity, too.
+        colour_tolerance: of the masks' edges (`FCCLIPConfig.colour_tolerance`), in training as in use; None = the model's.
         data: images to learn from.
         validation: images that decide about early stopping and the best checkpoint; empty = keep the last.
         vocabulary: YAML file of the known classes; None = Cityscapes.
@@ -80,6 +81,7 @@ class TrainingConfig:
     refined: bool = False
     extra_blocks: tuple[int, int, int] | None = None
     decoder_layers: int = 0
+    colour_tolerance: float | None = None
     crop: tuple[int, int] = (512, 1024)
     scales: tuple[float, float] = (0.5, 2.0)
     anchored_queries: bool | None = None
@@ -197,6 +199,7 @@ class TrainingConfig:
             need(0 <= getattr(self, name) <= 1, f"'{name}' is a share: it must be in [0, 1]")
         need(all(count >= 0 for count in self.extra_blocks or ()), "'extra_blocks' must not be negative")
         need(self.decoder_layers >= 0, "'decoder_layers' must not be negative; 0 = as many as the model has")
+        need((self.colour_tolerance or 0) >= 0, "'colour_tolerance' must not be negative; 0 = bilinear masks")
         need(self.threads >= 0, "'threads' must not be negative; 0 = the library's default")
         need(0 <= self.ema_decay < 1, "'ema_decay' must be in [0, 1)")
 

@@ -64,18 +64,20 @@ def frozen_pyramid(
 
 def with_pyramids(
     batches: Iterable[tuple[Tensor, Labels, Hazards]], pyramid: Callable[[Tensor], Pyramid], device: torch.device
-) -> Generator[tuple[Pyramid, Labels, Hazards], None, None]:
-    """Each batch with the maps of its images instead of them, in order.
+) -> Generator[tuple[Pyramid, Tensor, Labels, Hazards], None, None]:
+    """Each batch with the maps of its images before them, in order.
 
     On a CPU the maps of the next batch are made in a thread while the caller learns from the present one.
     """
     if device.type == "cuda":
-        yield from ((pyramid(images.to(device, non_blocking=True)), labels, hazards) for images, labels, hazards in batches)
+        for images, labels, hazards in batches:
+            images = images.to(device, non_blocking=True)
+            yield pyramid(images), images, labels, hazards
         return
     with ThreadPoolExecutor(1) as pool:
         waiting = None
         for images, labels, hazards in batches:
-            following = pool.submit(pyramid, images), labels, hazards
+            following = pool.submit(pyramid, images), images, labels, hazards
             if waiting is not None:
                 yield waiting[0].result(), *waiting[1:]
             waiting = following

@@ -31,6 +31,7 @@ from vl4ad_model.network import checkpoint as weights_files
 from vl4ad_model.network.clip import tokenizer
 from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
 from vl4ad_model.network.mask_decoder import QueryMasks
+from vl4ad_model.network.upsampling import STRIDE, blend_cells, cell_colours, nearest_cells, weights_by_colour
 from vl4ad_model.scoring import MAX_LOGIT_SCALE
 from vl4ad_model.training import data as frames_on_disk
 from vl4ad_model.training import naming
@@ -115,12 +116,18 @@ class Decoder(nn.Module):
         self.void_embedding = network.void_embedding
 
     def forward(
-        self, pyramid: Pyramid, points: Tensor, named: Tensor | None, size: tuple[int, int]
+        self, pyramid: Pyramid, points: Tensor, named: Tensor | None, size: tuple[int, int], near: tuple[Tensor, Tensor] | None
     ) -> tuple[list[QueryMasks], Tensor | None, Tensor, Tensor]:
         """Every head, its masks at flat indices `points` (B, P) of `size`; the class embeddings (B, Q, D) of the single pixels
-        `named` (B, Q); void; logit scale."""
+        `named` (B, Q); void; logit scale.
+
+        Args:
+            near: cells around the points and their weights, both (B, 4, P); None = bilinear interpolation.
+        """
         features = self.pixel_decoder(pyramid)
-        heads = self.mask_decoder(features, every_head=True, point_features=at_points(features.mask_features, points, size))
+        maps = features.mask_features
+        chosen = at_points(maps, points, size) if near is None else blend_cells(maps, *near)
+        heads = self.mask_decoder(features, every_head=True, point_features=chosen)
         of_points = None
         if named is not None:
             single = at_points(features.mask_features, named, size).transpose(1, 2)
@@ -220,6 +227,8 @@ class Trainer:
                 "'decoder_layers' and 'extra_blocks' can only be as many or more"
             )
         new = dataclasses.replace(had, refined=had.refined or config.refined, extra_blocks=tuple(blocks), decoder_layers=layers)
+        if config.colour_tolerance is not None:
+            new = dataclasses.replace(new, colour_tolerance=config.colour_tolerance)
         if config.start_from_weights or not had.linear_naming:
             return new
         # That branch names another decoder's features, and its words are not this run's.
@@ -267,10 +276,10 @@ class Trainer:
             )
             return result
         sums = torch.zeros(len(LOSSES), device=self.device)
-        for maps, labels, hazards in self._batches():
+        for maps, images, labels, hazards in self._batches():
             if self.step >= config.steps:
                 break
-            sums += self._train_step(maps, labels, hazards, weights)
+            sums += self._train_step(maps, images, labels, hazards, weights)
             self.step += 1
             reports = self.step % REPORT_EVERY == 0 or self.step == config.steps
             saves = self.step % config.validate_every == 0 or self.step % config.checkpoint_every == 0
@@ -298,8 +307,8 @@ class Trainer:
             raise TrainingError("the frozen CLIP's weights moved during training: this is a bug; discard the run")
         return result
 
-    def _batches(self) -> Generator[tuple[Pyramid, Tensor, list[dict[int, str]]], None, None]:
-        """Endless: CLIP's pyramids of a batch of crops, the crops' labels and hazards."""
+    def _batches(self) -> Generator[tuple[Pyramid, Tensor, Tensor, list[dict[int, str]]], None, None]:
+        """Endless: CLIP's pyramids of a batch of crops, the crops themselves, their labels and hazards."""
         config = self.config
         copied = sorted(self._names)
         seed = config.seed + 1000 * self.rank + self.step
@@ -332,7 +341,7 @@ class Trainer:
         """
         parts, done = [], 0
         with contextlib.closing(self._batches()) as batches:
-            for maps, labels, hazards in batches:
+            for maps, _, labels, hazards in batches:
                 labels = without_specks(labels.to(self.device).long())
                 _, things, emphasis, _ = self._targets(labels, hazards)
                 parts.append(naming.answers_of(self.network, maps, labels, things, emphasis, anchored=self._anchored))
@@ -363,7 +372,9 @@ class Trainer:
         torch.distributed.broadcast(flag, 0)
         return bool(flag.item())
 
-    def _train_step(self, maps: Pyramid, labels: Tensor, hazards: list[dict[int, str]], weights: LossWeights) -> Tensor:
+    def _train_step(
+        self, maps: Pyramid, images: Tensor, labels: Tensor, hazards: list[dict[int, str]], weights: LossWeights
+    ) -> Tensor:
         """One step. Returns its `LOSSES`, on the device; the weights have moved even where one is not finite."""
         config = self.config
         rate = config.learning_rate * min(1.0, (self.step + 1) / max(1, config.warmup_steps))
@@ -374,9 +385,10 @@ class Trainer:
         columns, things, emphasis, words = self._targets(labels, hazards)
         points = sample_points(labels, config.points, beside=True)
         named = sample_points(labels, NAMED_POINTS) if config.name_weight else None
+        near = self._cells_near(images, points)
         mixed = MIXED.get(config.precision)
         with torch.autocast(self.device.type, dtype=mixed, enabled=mixed is not None):
-            heads, of_points, void, logit_scale = self._wrapped(maps, points, named, tuple(labels.shape[-2:]))
+            heads, of_points, void, logit_scale = self._wrapped(maps, points, named, tuple(labels.shape[-2:]), near)
         losses = proposal_losses(
             [QueryMasks(head.mask_logits.float(), head.query_embeddings.float()) for head in heads],
             points,
@@ -401,6 +413,17 @@ class Trainer:
             with torch.no_grad():
                 torch._foreach_lerp_(list(self._averaged.parameters()), list(self._decoder.parameters()), 1 - decay)
         return torch.stack([losses[name].detach() for name in LOSSES])
+
+    def _cells_near(self, images: Tensor, points: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What `Decoder` blends at the points; None = what bilinear interpolation does."""
+        tolerance = self.model_config.colour_tolerance
+        if not tolerance:
+            return None
+        height, width = images.shape[-2:]
+        cells = (height // STRIDE, width // STRIDE)
+        index, bilinear = nearest_cells(points, width, cells)
+        images = images.to(points.device)
+        return index, weights_by_colour(images, cell_colours(images, cells), points, index, bilinear, tolerance)
 
     def _targets(self, labels: Tensor, hazards: list[dict[int, str]]):
         """Draw the step's words, and say which class column each segment of each image has; void for the unnamed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 
 import pytest
@@ -10,6 +11,8 @@ from torch.nn import functional as F
 from triton_interpreter import run_interpreted
 
 from vl4ad_model import triton_scoring
+from vl4ad_model.network.upsampling import Guide
+from vl4ad_model.scoring_reference import guided_logits
 
 NORMALIZED = -1
 # queries, masks' height and width, output size, classes, merged classes (or the normalized score), type
@@ -24,6 +27,8 @@ CASES = [
     (40, 4, 21, (13, 81), 23, NORMALIZED, "float32"),
     (16, 6, 10, (24, 40), 19, NORMALIZED, "float16"),
 ]
+GUIDED = (1, 3, 6, 7, 8)  # cases that are tried along an image, too
+TOLERANCE = 13.0
 LOW = 6  # the case whose masks are nearly empty: what is named there is decided by tiny numbers
 UNCLAIMED = 0.1
 
@@ -41,20 +46,34 @@ def case(number: int, device: str):
     return (*moved, max(1, classes - 1), size)
 
 
-def expected(masks, labels_rows, anomaly_rows, known, size):
+def guide_of(number: int, device: str) -> Guide:
+    """An image as large as the masks or as the maps, with large and small differences of colour."""
+    generator = torch.Generator().manual_seed(number)
+    (_, h, w, size, *_), whole = CASES[number], number % 2
+    height, width = (4 * h, 4 * w) if whole else size
+    image = torch.randint(0, 256, (height, width, 3), generator=generator, dtype=torch.uint8)
+    image[: height // 2] //= 16
+    return Guide(image.permute(2, 0, 1).to(device), TOLERANCE)
+
+
+def expected(masks, labels_rows, anomaly_rows, known, size, guide=None):
     """The equations in float64: upsample the logits, sigmoid, combine."""
-    logits = F.interpolate(masks.double()[None], scale_factor=4, mode="bilinear", align_corners=False)
-    scores = logits[0, :, : size[0], : size[1]].sigmoid()
+    if guide is None:
+        logits = F.interpolate(masks.double()[None], scale_factor=4, mode="bilinear", align_corners=False)
+        scores = logits[0, :, : size[0], : size[1]].sigmoid()
+    else:
+        scores = guided_logits(masks.cpu(), guide.image.cpu(), size, guide.tolerance).sigmoid().to(masks.device)
     classes = torch.einsum("cn,nhw->chw", labels_rows.double(), scores)
     of_known = classes[:known] if anomaly_rows is None else torch.einsum("cn,nhw->chw", anomaly_rows.double(), scores)
     return classes, of_known
 
 
-def agrees(number: int, device: str, score) -> None:
+def agrees(number: int, device: str, score, *, guided: bool = False) -> None:
     arguments = case(number, device)
     normalized = CASES[number][5] == NORMALIZED
-    labels, anomaly = score(*arguments, unclaimed=UNCLAIMED if normalized else None)
-    classes, of_known = expected(*arguments)
+    guide = guide_of(number, device) if guided else None
+    labels, anomaly = score(*arguments, unclaimed=UNCLAIMED if normalized else None, guide=guide)
+    classes, of_known = expected(*arguments, guide)
     surprise = 1 - of_known[0] / (of_known.sum(dim=0) + UNCLAIMED) if normalized else 1 - of_known.amax(dim=0)
     assert labels.dtype == torch.uint8 and anomaly.dtype == torch.float32 and labels.shape == anomaly.shape == arguments[-1]
     assert torch.allclose(anomaly.double(), surprise, atol=1e-4)
@@ -68,7 +87,9 @@ import torch
 import test_triton_scoring as here
 from vl4ad_model import triton_scoring
 for number in range(len(here.CASES)):
-    here.agrees(number, "cpu", lambda *arguments, **score: triton_scoring.launch(*arguments, 128, pairs=16, **score))
+    for guided in (False, True)[: 1 + (number in here.GUIDED)]:
+        launch = lambda *arguments, **score: triton_scoring.launch(*arguments, 128, pairs=16, **score)
+        here.agrees(number, "cpu", launch, guided=guided)
 # The first of equally likely classes, as everywhere else.
 masks = torch.zeros((16, 2, 2))
 labels, anomaly = triton_scoring.launch(masks, torch.full((5, 16), 1 / 16), None, 5, (8, 8), 32, pairs=16)
@@ -89,6 +110,7 @@ def test_without_a_gpu_the_kernel_does_not_apply():
 def test_the_kernel_computes_the_equations_on_the_gpu(number):
     settle()
     agrees(number, "cuda", triton_scoring.score)
+    agrees(number, "cuda", triton_scoring.score, guided=True)
 
 
 @pytest.mark.gpu
@@ -103,15 +125,19 @@ def test_words_that_come_and_go_compile_nothing():
             _, of_known = expected(masks, rows, None, classes, (32, 64))
             assert torch.allclose(anomaly.double(), 1 - of_known.amax(dim=0), atol=1e-4)
             if classes > 2:
-                triton_scoring.score(masks, rows[: classes - 2], rows[:2], 1, (32, 64), unclaimed=UNCLAIMED)
+                of_both = rows[: classes - 2], rows[:2], 1, (32, 64)
+                triton_scoring.score(masks, *of_both, unclaimed=UNCLAIMED)
+                for size in ((32, 64), (30, 61)):
+                    image = torch.zeros((3, *size), dtype=torch.uint8, device="cuda")
+                    triton_scoring.score(masks, *of_both[:-1], (29, 61), unclaimed=UNCLAIMED, guide=Guide(image, TOLERANCE))
     assert len(compiled_kernels()) == before
     assert triton_scoring.score(masks, torch.rand(129, queries, device="cuda"), None, 129, (32, 64)) is None
 
 
 def settle() -> None:
     """Compile everything, as an engine has after its first images."""
-    for kind in (torch.float32, torch.float16):
-        assert triton_scoring.usable(torch.device("cuda:0"), kind, 32)
+    for kind, guided in itertools.product((torch.float32, torch.float16), (False, True)):
+        assert triton_scoring.usable(torch.device("cuda:0"), kind, 32, guided=guided)
     for thread in threading.enumerate():
         if thread.name == "scoring kernels":
             thread.join()

@@ -15,10 +15,12 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from vl4ad_model.network.upsampling import Guide
 
 log = logging.getLogger(__name__)
 
@@ -73,13 +75,6 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError, IndexError, AttributeError) as error:
         log.warning("scoring runs in PyTorch: %s could not compile it (%s)", compiler, str(error).splitlines()[0])
         return None
-
-
-class Guide(NamedTuple):
-    """image: (3, H, W) uint8 RGB whose edges the masks follow, at least the maps' size. tolerance: grey levels."""
-
-    image: Tensor
-    tolerance: float
 
 
 def score(

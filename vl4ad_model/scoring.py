@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from vl4ad_model import native_scoring, triton_scoring
 from vl4ad_model.network.proposals import MaskProposals
-from vl4ad_model.network.upsampling import STRIDE, blend_cells, cell_colours, nearest_cells, weights_by_colour
+from vl4ad_model.network.upsampling import STRIDE, Guide, blend_cells, cell_colours, nearest_cells, weights_by_colour
 from vl4ad_model.out_of_memory import is_out_of_memory
 from vl4ad_model.vocabulary import Vocabulary
 
@@ -479,17 +479,13 @@ def _fused(
     masks: Tensor, labels_rows: Tensor, anomaly_rows: Tensor | None, classifier: TextClassifier, proposals: MaskProposals
 ) -> tuple[Tensor, Tensor] | None:
     """What the compiled kernels make of it; None where they do not apply."""
+    guide = None
+    if classifier.colour_tolerance:
+        assert proposals.images is not None
+        guide = Guide(proposals.images[0].to(masks.device), classifier.colour_tolerance)
+    score = triton_scoring.score if masks.is_cuda else native_scoring.score
     unclaimed = UNCLAIMED if classifier.normalized else None
-    size, known = proposals.image_size, classifier.known_count
-    if not masks.is_cuda:
-        guide = None
-        if classifier.colour_tolerance:
-            assert proposals.images is not None
-            guide = native_scoring.Guide(proposals.images[0], classifier.colour_tolerance)
-        return native_scoring.score(masks, labels_rows, anomaly_rows, known, size, unclaimed=unclaimed, guide=guide)
-    if classifier.colour_tolerance:  # no kernel yet
-        return None
-    return triton_scoring.score(masks, labels_rows, anomaly_rows, known, size, unclaimed=unclaimed)
+    return score(masks, labels_rows, anomaly_rows, classifier.known_count, proposals.image_size, unclaimed=unclaimed, guide=guide)
 
 
 def _argmax(rows: Tensor) -> Tensor:

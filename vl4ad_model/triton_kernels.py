@@ -5,7 +5,10 @@ import triton.language as tl
 
 # Triton compiles again for a number or an address that is, or is not, a multiple of 16. Where the words end changes with every
 # prompt, where the masks of an image begin with its place in the batch, and no image may wait for a compiler.
-_CHANGING = ("masks", "count", "h", "w", "height", "width", "classes", "first_known", "last_known", "unclaimed")
+_CHANGING = (
+    "masks", "count", "h", "w", "height", "width", "classes", "first_known", "last_known", "unclaimed",
+    "image", "colours", "image_width", "tolerance",
+)  # fmt: skip
 
 
 @triton.jit
@@ -22,15 +25,41 @@ def _add(total, logits, high, low):
     return tl.dot(rest, high, total)
 
 
+@triton.jit
+def _apart(colours, plane, cells, red, green, blue, inside):
+    """Squared distance of pixels from the colours of cells."""
+    r = tl.load(colours + cells, mask=inside, other=0.0) - red
+    g = tl.load(colours + plane + cells, mask=inside, other=0.0) - green
+    b = tl.load(colours + 2 * plane + cells, mask=inside, other=0.0) - blue
+    return r * r + g * g + b * b
+
+
+@triton.jit
+def _weights(image, image_width, x, y, colours, plane, above, below, left, right, down, share, tolerance, inside):
+    """Shares of the upper left, upper right, lower left and lower right cell in pixels x of row y; tolerance: its square."""
+    place = image + (y * image_width + x) * 3
+    red = tl.load(place, mask=inside, other=0).to(tl.float32)
+    green = tl.load(place + 1, mask=inside, other=0).to(tl.float32)
+    blue = tl.load(place + 2, mask=inside, other=0).to(tl.float32)
+    a = (1 - down) * (1 - share) / (tolerance + _apart(colours, plane, above + left, red, green, blue, inside))
+    b = (1 - down) * share / (tolerance + _apart(colours, plane, above + right, red, green, blue, inside))
+    c = down * (1 - share) / (tolerance + _apart(colours, plane, below + left, red, green, blue, inside))
+    d = down * share / (tolerance + _apart(colours, plane, below + right, red, green, blue, inside))
+    whole = a + b + c + d
+    return (a / whole)[:, None], (b / whole)[:, None], (c / whole)[:, None], (d / whole)[:, None]
+
+
 @triton.jit(do_not_specialize=_CHANGING)
 def score_maps(
     masks, matrix, labels, anomaly, count, h, w, height, width, classes, first_known, last_known, unclaimed,
+    image, colours, image_width, tolerance, GUIDED: tl.constexpr,
     ROWS: tl.constexpr, PAIRS: tl.constexpr, QUERIES: tl.constexpr,
 ):  # fmt: skip
     """PAIRS pairs of pixels in one row of the maps, which are four times as large as the masks.
 
     masks (count, h, w); matrix (queries, ROWS) float32, zero where there is no query or no row. unclaimed < 0: 1 - max of rows
-    first_known..last_known; else the normalized score of two rows, what is known and what is not.
+    first_known..last_known; else the normalized score of two rows, what is known and what is not. GUIDED: masks along the edges of
+    an image (at least height, image_width, 3) uint8, with the mean colours (3, h, w) of their cells and the square of a tolerance.
     """
     across = tl.cdiv(width, 2 * PAIRS)
     y = tl.program_id(0) // across
@@ -47,6 +76,15 @@ def score_maps(
     right = tl.minimum(left + 1, w - 1)
     left = tl.maximum(left, 0)
     share = tl.where(pair % 2 == 0, 0.625, 0.125)[:, None]
+    if GUIDED:
+        even = tl.where(pair % 2 == 0, 0.625, 0.125)
+        a0, b0, c0, d0 = _weights(
+            image, image_width, 2 * pair, y, colours, h * w, above * w, below * w, left, right, down, even, tolerance, inside
+        )
+        a1, b1, c1, d1 = _weights(
+            image, image_width, 2 * pair + 1, y, colours, h * w, above * w, below * w, left, right, down, even + 0.25, tolerance,
+            2 * pair + 1 < width,
+        )  # fmt: skip
     queries = tl.arange(0, QUERIES)
     rows = tl.arange(0, ROWS)
     first = tl.zeros((PAIRS, ROWS), tl.float32)
@@ -57,16 +95,22 @@ def score_maps(
         upper = masks + (which.to(tl.int64) * h + above)[None, :] * w
         lower = masks + (which.to(tl.int64) * h + below)[None, :] * w
         a = tl.load(upper + left[:, None], mask=there, other=0.0).to(tl.float32)
-        a += down * (tl.load(lower + left[:, None], mask=there, other=0.0).to(tl.float32) - a)
         b = tl.load(upper + right[:, None], mask=there, other=0.0).to(tl.float32)
-        b += down * (tl.load(lower + right[:, None], mask=there, other=0.0).to(tl.float32) - b)
+        c = tl.load(lower + left[:, None], mask=there, other=0.0).to(tl.float32)
+        d = tl.load(lower + right[:, None], mask=there, other=0.0).to(tl.float32)
         of_classes = tl.load(matrix + which[:, None] * ROWS + rows[None, :])
         of_classes *= 8192.0
         high = of_classes.to(tl.float16)
         low = (of_classes - high.to(tl.float32)).to(tl.float16)
-        step = b - a
-        first = _add(first, a + share * step, high, low)
-        second = _add(second, a + (share + 0.25) * step, high, low)
+        if GUIDED:
+            first = _add(first, a0 * a + b0 * b + c0 * c + d0 * d, high, low)
+            second = _add(second, a1 * a + b1 * b + c1 * c + d1 * d, high, low)
+        else:
+            a += down * (c - a)
+            b += down * (d - b)
+            step = b - a
+            first = _add(first, a + share * step, high, low)
+            second = _add(second, a + (share + 0.25) * step, high, low)
     labelled = (rows < classes)[None, :]
     known = ((rows >= first_known) & (rows < last_known))[None, :]
     lowest = float("-inf")

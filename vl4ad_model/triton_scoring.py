@@ -20,6 +20,8 @@ from vl4ad_model.out_of_memory import is_out_of_memory
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from vl4ad_model.network.upsampling import Guide
+
 log = logging.getLogger(__name__)
 
 _ROWS = (32, 64, 128)
@@ -28,7 +30,7 @@ _PAIRS, _QUERIES, _WARPS, _STAGES = 64, 16, 4, 1  # the fastest of 12 on an H200
 
 _lock = threading.Lock()
 _ready: dict[tuple[Any, ...], bool] = {}
-"""Device, type of the masks and rows -> whether that kernel works; absent = not compiled yet."""
+"""Device, type of the masks, whether along an image, and rows -> whether that kernel works; absent = not compiled yet."""
 
 
 @functools.lru_cache(maxsize=1)
@@ -55,6 +57,7 @@ def score(
     output_size: tuple[int, int],
     *,
     unclaimed: float | None = None,
+    guide: Guide | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """Label and anomaly map, or None where the kernel does not apply or is not compiled yet.
 
@@ -65,6 +68,7 @@ def score(
         output_size: (height, width), at most (4 h, 4 w).
         unclaimed: None = 1 - max; else `anomaly_rows` are (2, N), known and not known, for the normalized score with this much that
             no mask claims.
+        guide: what masks are upsampled along (`network.upsampling`); None = bilinear.
 
     Returns:
         labels (height, width) uint8 and anomaly (height, width) float32, on the masks' device.
@@ -75,9 +79,11 @@ def score(
         return None
     used = labels_rows.shape[0] + (0 if anomaly_rows is None else anomaly_rows.shape[0])
     rows = next((rows for rows in _ROWS if rows >= used), None)
-    if rows is None or not usable(masks.device, masks.dtype, rows):
+    if guide is not None and guide.image.dtype != torch.uint8:
         return None
-    return launch(masks, labels_rows, anomaly_rows, known_count, output_size, rows, unclaimed=unclaimed)
+    if rows is None or not usable(masks.device, masks.dtype, rows, guided=guide is not None):
+        return None
+    return launch(masks, labels_rows, anomaly_rows, known_count, output_size, rows, unclaimed=unclaimed, guide=guide)
 
 
 def launch(
@@ -89,6 +95,7 @@ def launch(
     rows: int,
     *,
     unclaimed: float | None = None,
+    guide: Guide | None = None,
     pairs: int = _PAIRS,
 ) -> tuple[Tensor, Tensor]:
     """`score` without asking whether it can be done.
@@ -109,6 +116,12 @@ def launch(
         first, last = classes, classes + anomaly_rows.shape[0]
         matrix[:count, first:last] = anomaly_rows.T
     weight = -1.0 if unclaimed is None else unclaimed
+    image, colours, image_width, tolerance = masks, masks, 0, 0.0  # never read
+    if guide is not None:
+        from vl4ad_model.network.upsampling import cell_colours
+
+        image, tolerance = guide.image.permute(1, 2, 0).contiguous(), guide.tolerance**2
+        colours, image_width = cell_colours(guide.image[None], (h, w))[0].contiguous(), int(image.shape[1])
     labels = torch.empty((height, width), dtype=torch.uint8, device=masks.device)
     anomaly = torch.empty((height, width), dtype=torch.float32, device=masks.device)
     grid = (height * -(-width // (2 * pairs)),)
@@ -116,51 +129,55 @@ def launch(
     with torch.cuda.device(masks.device) if masks.is_cuda else contextlib.nullcontext():
         kernels().score_maps[grid](
             masks.contiguous(), matrix, labels, anomaly, count, h, w, height, width, classes, first, last, weight,
-            ROWS=rows, PAIRS=pairs, QUERIES=_QUERIES, num_warps=_WARPS, num_stages=_STAGES,
+            image, colours, image_width, tolerance,
+            GUIDED=guide is not None, ROWS=rows, PAIRS=pairs, QUERIES=_QUERIES, num_warps=_WARPS, num_stages=_STAGES,
         )  # fmt: skip
     return labels, anomaly
 
 
-def usable(device: Any, dtype: Any, rows: int) -> bool:
+def usable(device: Any, dtype: Any, rows: int, *, guided: bool = False) -> bool:
     """Whether the kernel can be launched now. The first question on a device waits for its compiler; later ones never do."""
     if kernels() is None:
         return False
-    key = (device, dtype, rows)
+    key = (device, dtype, guided, rows)
     if key in _ready:
         return _ready[key]
     with _lock:
-        if not any(known[:2] == key[:2] for known in _ready):
-            _compile(device, dtype, rows)
+        if not any(known[:3] == key[:3] for known in _ready):
+            _compile(device, dtype, rows, guided)
             others = [other for other in _ROWS if other != rows]
             if _ready.get(key):
-                work = functools.partial(_compile_all, device, dtype, others)
+                work = functools.partial(_compile_all, device, dtype, others, guided)
                 # Not a daemon: the end of the process would stop it inside the compiler, and that aborts.
                 threading.Thread(target=work, name="scoring kernels").start()
     return _ready.get(key, False)
 
 
-def _compile_all(device: Any, dtype: Any, sizes: list[int]) -> None:
+def _compile_all(device: Any, dtype: Any, sizes: list[int], guided: bool) -> None:
     for rows in sizes:
         if not threading.main_thread().is_alive():
             return
         try:
-            _compile(device, dtype, rows)
+            _compile(device, dtype, rows, guided)
         except (RuntimeError, MemoryError) as error:
             log.warning("scoring of more than %d rows of words runs in PyTorch: %s", rows // 2, one_line(error))
 
 
-def _compile(device: Any, dtype: Any, rows: int) -> None:
+def _compile(device: Any, dtype: Any, rows: int, guided: bool) -> None:
     """Compile by running it once on a small map."""
     import torch
+
+    from vl4ad_model.network.upsampling import Guide
 
     try:
         with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)), torch.inference_mode():
             masks = torch.zeros((_QUERIES, 16, 32), dtype=dtype, device=device)
-            launch(masks, torch.zeros((2, _QUERIES), device=device), None, 2, (64, 128), rows)
+            guide = Guide(torch.zeros((3, 64, 128), dtype=torch.uint8, device=device), 1.0) if guided else None
+            launch(masks, torch.zeros((2, _QUERIES), device=device), None, 2, (64, 128), rows, guide=guide)
             torch.cuda.current_stream(device).synchronize()
-        _ready[device, dtype, rows] = True
+        _ready[device, dtype, guided, rows] = True
     except Exception as error:  # Triton needs a C compiler and Python's headers, and fails in many ways
         if isinstance(error, (RuntimeError, MemoryError)) and is_out_of_memory(error):
             raise
-        _ready[device, dtype, rows] = False
+        _ready[device, dtype, guided, rows] = False
         log.warning("scoring runs in PyTorch: the Triton kernel could not be compiled (%s)", one_line(error))

@@ -12,12 +12,26 @@ colours that differ by less count as much the same. An infinite t is bilinear in
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 STRIDE = 4
 """Pixels per cell of a mask, across and down."""
+
+
+class Guide(NamedTuple):
+    """What masks are upsampled along.
+
+    Attributes:
+        image: (3, H, W) RGB in grey levels, uint8 or float, at least as large as the maps that are wanted.
+        tolerance: t, grey levels, > 0.
+    """
+
+    image: Tensor
+    tolerance: float
 
 
 def cell_colours(images: Tensor, cells: tuple[int, int]) -> Tensor:

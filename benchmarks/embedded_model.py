@@ -10,7 +10,7 @@ import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Model:
             cache_folder=prompts.default_cache_folder(),
         )  # fmt: skip
         self._scorer = Scorer()
+        self.edges = True  # off: masks are upsampled bilinearly
 
     def look(self, frames: Sequence[Frame]) -> list[Seen]:
         with torch.inference_mode():
@@ -71,7 +72,8 @@ class Model:
 
     def words(self, vocabulary: Vocabulary, *, merge: bool = True, classifier: str | None = None, scoring: str | None = None):
         rows = self._text.encode_concepts([concept for group in vocabulary.concept_groups for concept in group])
-        return classifier_for(self.network, vocabulary, rows, classifier=classifier, merge_classes=merge, scoring=scoring)
+        words = classifier_for(self.network, vocabulary, rows, classifier=classifier, merge_classes=merge, scoring=scoring)
+        return words if self.edges else replace(words, colour_tolerance=0.0)
 
     def maps(self, seen: Seen, words) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():
@@ -253,6 +255,20 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
                 "mIoU": known_iou(model, seen + held_out + quiet, words).miou,
             }
         )
+    result["edges"] = []
+    for model.edges in (False, True):
+        words = model.words(base)
+        ap, fpr = ranking(model, held_out, words)
+        named_types = named_iou(model, seen, base, lambda n: "|".join((n, *BY_NAME[n].synonyms)), all_at_once=False)
+        result["edges"].append(
+            {
+                "masks": "along the image's edges" if model.edges else "bilinear",
+                "mIoU": known_iou(model, seen + held_out + quiet, words).miou,
+                "held-out AP": ap,
+                "held-out FPR95": fpr,
+                "IoU of the named hazard": float(np.mean(list(named_types.values()))),
+            }
+        )
     return result
 
 
@@ -301,7 +317,11 @@ def show(result: dict[str, Any]) -> None:
     for row in rows:
         table.add_row(*row)
     Console().print(table)
-    for title, part in (("other scores of the same network", "baselines"), ("what each part brings", "ablation")):
+    for title, part in (
+        ("other scores of the same network", "baselines"),
+        ("what each part brings", "ablation"),
+        ("edges", "edges"),
+    ):
         columns = Table(*result[part][0], title=title)
         for row in result[part]:
             columns.add_row(*map(_cell, row.values()))

@@ -285,18 +285,34 @@ static void mean_colours(const struct job *job, struct guide *guide, int first, 
     }
 }
 
+typedef uint32_t word __attribute__((aligned(1), may_alias)); /* four numbers of an image, wherever they begin */
+#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define NUMBER(word, k) (float)(int32_t)((word) >> 8 * (k) & 255)
+#else
+#define NUMBER(word, k) (float)(int32_t)((word) >> (24 - 8 * (k)) & 255)
+#endif
+
 static void spread_pixels(const struct job *job, struct guide *guide, int y)
 {
-    const uint8_t *restrict line = job->image + (size_t)(y < job->image_height ? y : job->image_height - 1) * job->image_width * 3;
+    const uint8_t *line = job->image + (size_t)(y < job->image_height ? y : job->image_height - 1) * job->image_width * 3;
     const int inside = job->image_width / 4 < guide->padded ? job->image_width / 4 : guide->padded;
-    for (int phase = 0; phase < 4; phase++)
-        for (int c = 0; c < 3; c++) {
-            float *restrict out = guide->pixels + (size_t)(3 * phase + c) * guide->padded;
-            for (int x = 0; x < inside; x++)
-                out[x] = line[12 * x + 3 * phase + c];
-            for (int x = inside; x < guide->padded; x++)
-                out[x] = line[3 * (4 * x + phase < job->image_width ? 4 * x + phase : job->image_width - 1) + c];
+    const word *cells = (const word *)line; /* the row of a cell: four pixels, three words */
+    for (int third = 0; third < 3; third++) {
+        float *restrict out = guide->pixels + (size_t)4 * third * guide->padded;
+        for (int x = 0; x < inside; x++) {
+            const uint32_t four = cells[3 * x + third];
+            out[x] = NUMBER(four, 0);
+            out[x + guide->padded] = NUMBER(four, 1);
+            out[x + 2 * guide->padded] = NUMBER(four, 2);
+            out[x + 3 * guide->padded] = NUMBER(four, 3);
         }
+    }
+    for (int plane = 0; plane < 12; plane++) {
+        const int phase = plane / 3, c = plane % 3;
+        for (int x = inside; x < guide->padded; x++)
+            guide->pixels[(size_t)plane * guide->padded + x] =
+                line[3 * (4 * x + phase < job->image_width ? 4 * x + phase : job->image_width - 1) + c];
+    }
 }
 
 /* Weights of the four cells around the pixels of one phase, LANES columns from x: cells of rows above and below, columns from x + shift
@@ -342,7 +358,7 @@ static size_t floats_needed(const struct job *job)
 {
     const size_t blocks = (job->w + COLUMNS - 1) / COLUMNS;
     const size_t n = job->n, rows = job->rows;
-    const size_t plain = n * (2 * STRIDE + COLUMNS + 4) + 2 * LANES + 8 * blocks * COLUMNS + 2 * rows + blocks * (n + rows + n * rows);
+    const size_t plain = n * (2 * STRIDE + 2 * COLUMNS + 4) + 2 * LANES + 8 * blocks * COLUMNS + 2 * rows + blocks * (n + rows + n * rows);
     if (!job->image)
         return plain;
     return plain + 3 * ((size_t)(job->band_rows / 4 + 4) * (blocks * COLUMNS + 2) + 4 * blocks * COLUMNS + 2 * job->w);
@@ -355,7 +371,7 @@ static void score_rows(const struct job *job, int top, int bottom)
     const int n = job->n, h = job->h, w = job->w, rows = job->rows, label_rows = job->label_rows, width = job->width;
     const int blocks = (w + COLUMNS - 1) / COLUMNS, padded = blocks * COLUMNS;
     const size_t plane = (size_t)h * w, planes = (size_t)4 * padded;
-    float *blended = job->memory, *lower = blended + (size_t)n * STRIDE, *s = lower + (size_t)n * STRIDE, *anomaly_planes = s + (size_t)n * COLUMNS;
+    float *blended = job->memory, *lower = blended + (size_t)n * STRIDE, *s = lower + (size_t)n * STRIDE, *anomaly_planes = s + (size_t)2 * n * COLUMNS;
     int32_t *label_planes = (int32_t *)(anomaly_planes + planes);
     float *log_all = (float *)(label_planes + planes), *log_label = log_all + n;
     float *room = log_label + n, *next = room + 2 * (n + LANES) + 2 * rows;
@@ -426,37 +442,42 @@ static void score_rows(const struct job *job, int top, int bottom)
             for (int phase = 0; phase < 4; phase++) {
                 const int shift = phase < 2 ? 0 : 1;
                 const float mix = (float[]){0.625f, 0.875f, 0.125f, 0.375f}[phase];
-                for (int half = 0; job->image && half < 2; half++) {
-                    vf weight[4];
-                    weigh(&guide, job->tolerance, above, below, x + half * LANES, phase, shift, blend, mix, weight);
-                    for (int k = 0; k < m; k++) {
-                        const float *u = blended + (size_t)k * STRIDE + shift + half * LANES, *v = u + (lower - blended);
-                        const vf upper = weight[0] * *(const uvf *)u + weight[1] * *(const uvf *)(u + 1);
-                        const vf under = weight[2] * *(const uvf *)v + weight[3] * *(const uvf *)(v + 1);
-                        *(vf *)(s + (size_t)k * COLUMNS + half * LANES) = sigmoid(upper + under);
+                float *of_phase = s + (size_t)(phase & 1) * n * COLUMNS;
+                if (phase % 2 == 0 && job->image) { /* two phases at once: they have their cells in common */
+                    for (int half = 0; half < 2; half++) {
+                        vf one[4], two[4];
+                        weigh(&guide, job->tolerance, above, below, x + half * LANES, phase, shift, blend, mix, one);
+                        weigh(&guide, job->tolerance, above, below, x + half * LANES, phase + 1, shift, blend, mix + 0.25f, two);
+                        for (int k = 0; k < m; k++) {
+                            const float *u = blended + (size_t)k * STRIDE + shift + half * LANES, *v = u + (lower - blended);
+                            const vf a = *(const uvf *)u, b = *(const uvf *)(u + 1), c = *(const uvf *)v, d = *(const uvf *)(v + 1);
+                            float *out = s + (size_t)k * COLUMNS + half * LANES;
+                            *(vf *)out = sigmoid(one[0] * a + one[1] * b + one[2] * c + one[3] * d);
+                            *(vf *)(out + (size_t)n * COLUMNS) = sigmoid(two[0] * a + two[1] * b + two[2] * c + two[3] * d);
+                        }
                     }
                 }
                 for (int k = 0; !job->image && k < m; k++) {
                     const float *v = blended + (size_t)k * STRIDE + shift;
                     for (int half = 0; half < 2; half++) {
                         vf left = *(const uvf *)(v + half * LANES), right = *(const uvf *)(v + half * LANES + 1);
-                        *(vf *)(s + (size_t)k * COLUMNS + half * LANES) = sigmoid(left + mix * (right - left));
+                        *(vf *)(of_phase + (size_t)k * COLUMNS + half * LANES) = sigmoid(left + mix * (right - left));
                     }
                 }
                 struct winner now = {{splat(-1), splat(-1)}, {splat(-1), splat(-1)}, {{0}, {0}}, {{0}, {0}}};
                 const int wide = (choice->row_count + BLOCK - 1) / BLOCK * BLOCK;
                 for (int first = 0; first < wide;) {
                     if (wide - first >= 12) {
-                        combine(choice, wide, first, 12, s, &now);
+                        combine(choice, wide, first, 12, of_phase, &now);
                         first += 12;
                     } else if (wide - first >= 8) {
-                        combine(choice, wide, first, 8, s, &now);
+                        combine(choice, wide, first, 8, of_phase, &now);
                         first += 8;
                     } else if (wide - first >= 4) {
-                        combine(choice, wide, first, 4, s, &now);
+                        combine(choice, wide, first, 4, of_phase, &now);
                         first += 4;
                     } else {
-                        combine(choice, wide, first, 2, s, &now);
+                        combine(choice, wide, first, 2, of_phase, &now);
                         first += 2;
                     }
                 }

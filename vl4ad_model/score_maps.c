@@ -1,5 +1,6 @@
 /* Masks to label and anomaly map in one pass: upsample by four (bilinear, or along the image's edges as network/upsampling.py says),
- * sigmoid, class combination, argmax and score, without ever holding N x H x W. The same equations as scoring.py's tiles, for the one case that real-time models use: network size out, float32, CPU.
+ * sigmoid, class combination, argmax and score, without ever holding N x H x W. The same equations as scoring.py's tiles, for the one
+ * case that real-time models use: network size out, float32, CPU.
  *
  * The four horizontal positions between two mask columns are handled as four planes, so that every inner loop runs over
  * neighbouring floats; results are interleaved at the very end, when they are two numbers per pixel. In most places most masks are
@@ -252,10 +253,10 @@ static int all_finite(const float *values, size_t count)
     return total == 0;
 }
 
-/* The image around a band of rows: the mean colours of cells, and one row of pixels in four planes by their place in their cell. */
+/* The image around a band of rows: the mean colours of cells, and one row of pixels, apart by their place in their cell. */
 struct guide {
     float *cells; /* [3][cell rows][wide]: column x is at x + 1, and the ends are repeated */
-    float *pixels; /* [3][4][padded] */
+    float *pixels; /* [4][3][padded]: place in the cell, colour */
     int first, rows, wide, padded;
 };
 
@@ -371,7 +372,8 @@ static void score_rows(const struct job *job, int top, int bottom)
     const int n = job->n, h = job->h, w = job->w, rows = job->rows, label_rows = job->label_rows, width = job->width;
     const int blocks = (w + COLUMNS - 1) / COLUMNS, padded = blocks * COLUMNS;
     const size_t plane = (size_t)h * w, planes = (size_t)4 * padded;
-    float *blended = job->memory, *lower = blended + (size_t)n * STRIDE, *s = lower + (size_t)n * STRIDE, *anomaly_planes = s + (size_t)2 * n * COLUMNS;
+    float *blended = job->memory, *lower = blended + (size_t)n * STRIDE, *s = lower + (size_t)n * STRIDE;
+    float *anomaly_planes = s + (size_t)2 * n * COLUMNS;
     int32_t *label_planes = (int32_t *)(anomaly_planes + planes);
     float *log_all = (float *)(label_planes + planes), *log_label = log_all + n;
     float *room = log_label + n, *next = room + 2 * (n + LANES) + 2 * rows;

@@ -23,7 +23,7 @@ from embedded_model import FIRST_HAZARD, Model
 from vl4ad_model.evaluation.exact_metrics import exact_metrics_of
 from vl4ad_model.evaluation.label_metrics import LabelMetrics, confusion_matrix, label_metrics
 from vl4ad_model.evaluation.scored_pixels import split_pixels
-from vl4ad_model.network import upsampling
+from vl4ad_model.network.upsampling import STRIDE, blend_cells, cell_colours, nearest_cells, weights_by_colour
 from vl4ad_model.training.config import DataSource
 from vl4ad_model.training.data import IGNORED, Frame, find_frames, read_frame
 from vl4ad_model.vocabulary import Vocabulary
@@ -35,31 +35,24 @@ def known(frame: Frame) -> np.ndarray:
     return np.where(frame.labels < KNOWN, frame.labels, IGNORED).astype(np.uint8)
 
 
-def perfect(frames: list[Frame], stride: int) -> LabelMetrics:
-    """The metrics of labels that were averaged over cells of `stride` pixels and upsampled again."""
+def perfect(frames: list[Frame], stride: int, tolerance: float = 0.0) -> LabelMetrics:
+    """The metrics of labels that were averaged over cells of `stride` pixels and upsampled again.
+
+    Args:
+        tolerance: in grey levels; above 0 along the image's edges (`vl4ad_model.network.upsampling`), from stride 4.
+    """
     counts = np.zeros((KNOWN, KNOWN + 1), np.int64)
     for frame in frames:
         labels = torch.from_numpy(frame.labels.astype(np.int64))
         shares = F.avg_pool2d(torch.stack([(labels == k).float() for k in range(KNOWN)])[None], stride)
-        again = F.interpolate(shares, scale_factor=stride, mode="bilinear", align_corners=False)[0].argmax(0)
-        counts += confusion_matrix(again.numpy().astype(np.uint8), known(frame), KNOWN)
-    return label_metrics(counts)
-
-
-def along_edges(frames: list[Frame], tolerance: float) -> LabelMetrics:
-    """The same at stride 4 with cells blended by colour (`vl4ad_model.network.upsampling`)."""
-    counts = np.zeros((KNOWN, KNOWN + 1), np.int64)
-    for frame in frames:
-        labels = torch.from_numpy(frame.labels.astype(np.int64))
-        height, width = labels.shape
-        shares = F.avg_pool2d(torch.stack([(labels == k).float() for k in range(KNOWN)])[None], upsampling.STRIDE)
-        cells = (int(shares.shape[-2]), int(shares.shape[-1]))
-        image = torch.from_numpy(frame.rgb.copy()).permute(2, 0, 1)[None]
-        points = torch.arange(height * width)[None]
-        index, bilinear = upsampling.nearest_cells(points, width, cells)
-        colours = upsampling.cell_colours(image, cells)
-        weights = upsampling.weights_by_colour(image, colours, points, index, bilinear, tolerance)
-        again = upsampling.blend_cells(shares, index, weights)[0].argmax(0).view(height, width)
+        if tolerance:
+            cells, width = (int(shares.shape[-2]), int(shares.shape[-1])), labels.shape[1]
+            image, points = torch.from_numpy(frame.rgb.copy()).permute(2, 0, 1)[None], torch.arange(labels.numel())[None]
+            index, bilinear = nearest_cells(points, width, cells)
+            weights = weights_by_colour(image, cell_colours(image, cells), points, index, bilinear, tolerance)
+            again = blend_cells(shares, index, weights)[0].argmax(0).view(labels.shape)
+        else:
+            again = F.interpolate(shares, scale_factor=stride, mode="bilinear", align_corners=False)[0].argmax(0)
         counts += confusion_matrix(again.numpy().astype(np.uint8), known(frame), KNOWN)
     return label_metrics(counts)
 
@@ -99,7 +92,7 @@ def main() -> None:
     every, tolerance = [frame for frames in parts.values() for frame in frames], model.config.colour_tolerance
     bounds = {f"perfect masks at stride {stride}": perfect(every, stride) for stride in (4, 2)}
     if tolerance:
-        bounds["perfect masks at stride 4, along the image's edges"] = along_edges(every, tolerance)
+        bounds["perfect masks at stride 4, along the image's edges"] = perfect(every, STRIDE, tolerance)
     for what, result in bounds.items():
         lowest = sorted(zip(result.iou.tolist(), names, strict=False))[:4]
         print(f"{what}: mIoU {result.miou:.3f}; " + ", ".join(f"{n} {v:.2f}" for v, n in lowest))

@@ -576,6 +576,19 @@ def test_what_a_decoder_is_given_starts_as_the_identity_and_is_kept(tmp_path, re
     assert float(moved.abs().max()) > 0
 
 
+def test_masks_are_learned_along_the_images_edges_where_the_model_has_them(tmp_path, rendered):
+    from vl4ad_model.training.trainer import Trainer
+
+    def losses_of(name, tolerance):
+        values = _settings(rendered, validation=[], steps=1, colour_tolerance=tolerance)
+        Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / name).run()
+        return json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0])
+
+    along, again, bilinear = losses_of("along", 13.0), losses_of("again", 13.0), losses_of("bilinear", 0.0)
+    assert along["mask"] == again["mask"], "nothing else makes the difference"
+    assert along["mask"] != bilinear["mask"]
+
+
 def test_a_broken_off_run_goes_on_where_it_was(tmp_path, rendered):
     from vl4ad_model.training.trainer import Trainer
 

@@ -307,7 +307,6 @@ class Scorer:
             device = proposals.mask_logits.device
             try:
                 there = classifier.on(device)
-                _check_upsampling(proposals, classifier)
                 labels_rows, anomaly_rows = self._matrices(proposals, there)
                 return self._maps(proposals, labels_rows, anomaly_rows, there, output_size)
             except (RuntimeError, MemoryError) as error:
@@ -330,11 +329,10 @@ class Scorer:
 
     def class_map(self, proposals: MaskProposals, classifier: TextClassifier, output_size: tuple[int, int] | None = None) -> Tensor:
         """p of every class, (K + Q, H, W) float32, of a batch of one: FC-CLIP's `sem_seg`."""
-        _check_upsampling(proposals, classifier)
         matrix, _ = self._matrices(proposals, classifier.on(proposals.mask_logits.device))
         height, width = output_size or proposals.image_size
         result = torch.empty((matrix.shape[0], height, width), device=matrix.device)
-        for top, rows in self._tiles(proposals, matrix, (height, width), classifier.colour_tolerance):
+        for top, rows in self._tiles(proposals, matrix, (height, width), _guide(proposals, classifier)):
             result[:, top : top + rows.shape[1]] = rows
         return result
 
@@ -371,14 +369,17 @@ class Scorer:
         height, width = output_size or proposals.image_size
         classes = labels_rows.shape[0]
         masks = proposals.mask_logits[0]
+        guide = _guide(proposals, classifier)
         if self._fused and _at_stride_4(proposals) and (height, width) == proposals.image_size:
-            done = _fused(masks, labels_rows, anomaly_rows, classifier, proposals)
+            fused = triton_scoring.score if masks.is_cuda else native_scoring.score
+            unclaimed, known_count = UNCLAIMED if classifier.normalized else None, classifier.known_count
+            done = fused(masks, labels_rows, anomaly_rows, known_count, (height, width), unclaimed=unclaimed, guide=guide)
             if done is not None:
                 return ScoreMaps(*done)
         matrix = labels_rows if anomaly_rows is None else torch.cat((labels_rows, anomaly_rows))
         labels = torch.empty((height, width), dtype=torch.uint8, device=matrix.device)
         anomaly = torch.empty((height, width), dtype=torch.float32, device=matrix.device)
-        for top, rows in self._tiles(proposals, matrix, (height, width), classifier.colour_tolerance):
+        for top, rows in self._tiles(proposals, matrix, (height, width), guide):
             bottom = top + rows.shape[1]
             labels[top:bottom] = _argmax(rows[:classes])
             known = rows[: classifier.known_count] if anomaly_rows is None else rows[classes:]
@@ -389,7 +390,7 @@ class Scorer:
                 torch.sub(1.0, known.amax(dim=0), out=anomaly[top:bottom])
         return ScoreMaps(labels, anomaly)
 
-    def _tiles(self, proposals: MaskProposals, matrix: Tensor, output_size: tuple[int, int], tolerance: float):
+    def _tiles(self, proposals: MaskProposals, matrix: Tensor, output_size: tuple[int, int], guide: Guide | None):
         """Yield (top row, (C, rows, W) class map) from top to bottom. The map is a buffer: use it before the next one."""
         masks = proposals.mask_logits[0]
         # Half precision masks are added up in full: float16 near 1 knows steps of 5e-4, and scores that tie cannot be ranked.
@@ -400,10 +401,8 @@ class Scorer:
         height, width = output_size
         cells = (int(masks.shape[-2]), int(masks.shape[-1]))
         stages: list[_Stage | _GuidedStage] = [_Stage(cells, proposals.padded_size, proposals.image_size)]
-        if tolerance:
-            assert proposals.images is not None
-            images = proposals.images.to(masks.device)
-            stages = [_GuidedStage(images, cell_colours(images, cells), proposals.image_size, tolerance)]
+        if guide is not None:
+            stages = [_GuidedStage(guide, cell_colours(guide.image[None], cells), proposals.image_size)]
         if output_size != proposals.image_size:
             stages.append(_Stage(proposals.image_size, output_size, output_size))
         per_tile = max(4, budget // (step * width * 4) // 4 * 4)
@@ -466,26 +465,15 @@ def _at_stride_4(proposals: MaskProposals) -> bool:
     return (STRIDE * height, STRIDE * width) == proposals.padded_size
 
 
-def _check_upsampling(proposals: MaskProposals, classifier: TextClassifier) -> None:
+def _guide(proposals: MaskProposals, classifier: TextClassifier) -> Guide | None:
+    """What the masks of a batch of one are upsampled along, on their device; None = bilinear."""
     if not classifier.colour_tolerance:
-        return
+        return None
     if proposals.images is None:
         raise ValueError("this classifier upsamples masks along the image's edges, and these proposals come without their images")
     if not _at_stride_4(proposals):
         raise ValueError("masks are upsampled along the image's edges from a quarter of the padded size only")
-
-
-def _fused(
-    masks: Tensor, labels_rows: Tensor, anomaly_rows: Tensor | None, classifier: TextClassifier, proposals: MaskProposals
-) -> tuple[Tensor, Tensor] | None:
-    """What the compiled kernels make of it; None where they do not apply."""
-    guide = None
-    if classifier.colour_tolerance:
-        assert proposals.images is not None
-        guide = Guide(proposals.images[0].to(masks.device), classifier.colour_tolerance)
-    score = triton_scoring.score if masks.is_cuda else native_scoring.score
-    unclaimed = UNCLAIMED if classifier.normalized else None
-    return score(masks, labels_rows, anomaly_rows, classifier.known_count, proposals.image_size, unclaimed=unclaimed, guide=guide)
+    return Guide(proposals.images[0].to(proposals.mask_logits.device), classifier.colour_tolerance)
 
 
 def _argmax(rows: Tensor) -> Tensor:
@@ -509,22 +497,21 @@ class _Stage(NamedTuple):
 
 
 class _GuidedStage(NamedTuple):
-    """Masks to the size of the image, along its edges: images (1, 3, H, W), the colours of the masks' cells (1, 3, h, w)."""
+    """Masks to `size`, the image's, along its edges; colours: (1, 3, h, w) of the masks' cells."""
 
-    images: Tensor
+    guide: Guide
     colours: Tensor
     size: tuple[int, int]
-    tolerance: float
 
     def rows(self, masks: Tensor, top: int, bottom: int) -> Tensor:
         """Rows top..bottom (n, rows, W) of masks (n, h, w)."""
-        width = self.size[1]
+        images, width = self.guide.image[None], self.size[1]
         cells = (int(self.colours.shape[-2]), int(self.colours.shape[-1]))
         across, down = torch.arange(width, device=masks.device), torch.arange(top, bottom, device=masks.device)
         index, bilinear = nearest_cells((down[:, None] * width + across).view(1, -1), width, cells)
         # The image may be larger than what is scored.
-        points = (down[:, None] * self.images.shape[-1] + across).view(1, -1)
-        weights = weights_by_colour(self.images, self.colours, points, index, bilinear, self.tolerance)
+        points = (down[:, None] * images.shape[-1] + across).view(1, -1)
+        weights = weights_by_colour(images, self.colours, points, index, bilinear, self.guide.tolerance)
         return blend_cells(masks[None], index, weights)[0].view(-1, bottom - top, width)
 
 

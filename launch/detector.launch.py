@@ -30,7 +30,7 @@ ARGUMENTS = {
     "model": ("", "Model name (see 'vl4ad models list') or folder."),
     "engine": ("", "auto, torch, onnx, openvino or tensorrt."),
     "device": ("", "auto, cpu, cuda or cuda:N."),
-    "precision": ("", "fp32, or fp16 for a GPU."),
+    "precision": ("", "fp32; fp16 for a GPU; bf16 for OpenVINO on a CPU that has it."),
     "network_size": ("", "[height, width] the network works at, multiples of 32; compiled engines of fcclip-* need one."),
     "parallel_images": ("", "Images worked on at once, 1 to 16: more per second, each later."),
     "hazards": ("", "Hazards in words, separated by ';': \"tyre|tire;sofa\". They can be changed while the node runs."),

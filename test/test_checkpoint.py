@@ -329,6 +329,8 @@ def test_a_folder_that_describes_nothing_is_one_clear_line(tmp_path, name, conte
 def test_a_config_with_a_typo_names_it():
     with pytest.raises(CheckpointError, match="unknown entries: chanels"):
         FCCLIPConfig.from_dict({"clip_model": "RN50", "chanels": 3})
+    written = FCCLIPConfig.from_dict({"clip_model": "RN50", "colour_tolerance": 13, "queries": 100})
+    assert type(written.colour_tolerance) is float and type(written.queries) is int
 
 
 def test_safetensors_are_what_is_written(tmp_path, small):

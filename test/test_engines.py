@@ -12,6 +12,7 @@ import torch
 from vl4ad_model import engines, registry
 from vl4ad_model.engines import onnx_export
 from vl4ad_model.engines.cache import EngineCache
+from vl4ad_model.engines.openvino_engine import has_bfloat16
 from vl4ad_model.engines.torch_engine import TorchEngine
 from vl4ad_model.errors import EngineError, MissingDependencyError
 from vl4ad_model.network.deterministic import fill_deterministically
@@ -158,7 +159,8 @@ def test_auto_passes_over_what_is_missing_or_broken_and_says_so(network, cache, 
     ("wanted", "message"),
     [
         ({"engine": "quick"}, "use auto, torch, onnx, openvino, tensorrt"),
-        ({"precision": "int4"}, "use fp32, fp16"),
+        ({"precision": "int4"}, "use fp32, fp16, bf16"),
+        ({"precision": "bf16", "engine": "torch"}, "needs engine openvino, not torch"),
         ({"network_size": (100, 160)}, "multiples of 32"),
         ({"device": "tpu"}, "use auto, cpu, cuda"),
         ({"device": "cpu:0"}, "use auto, cpu, cuda"),
@@ -170,6 +172,25 @@ def test_what_cannot_be_had_is_said_in_one_line(network, wanted, message):
     with pytest.raises(EngineError, match=message) as caught:
         engines.create(network, **wanted)
     assert "\n" not in str(caught.value)
+
+
+def test_bf16_is_openvinos_and_pytorch_serves_in_fp32_until_it_is_there(network, tmp_path, picture):
+    options = {"precision": "bf16", "device": "cpu", "cache": EngineCache(tmp_path), "background": True}
+    if not has_bfloat16():
+        with pytest.raises(EngineError, match="needs a CPU with AVX-512 BF16 or AMX"):
+            engines.create(network, network_size=SIZE, **options)
+        return
+    with pytest.raises(EngineError, match="needs one fixed size"):
+        engines.create(network, **options)
+    engine = engines.create(network, network_size=SIZE, **options)
+    assert (engine.name, engine.precision) == ("torch", "fp32")
+    exact = engine.propose(picture, pooled=False).mask_logits
+    assert engine.wait(60)
+    rounded = engine.propose(picture, pooled=False).mask_logits
+    assert (engine.name, engine.precision) == ("openvino", "bf16")
+    full = engines.create(network, engine="openvino", device="cpu", network_size=SIZE, cache=EngineCache(tmp_path))
+    apart = [float((each - exact).abs().mean() / exact.abs().mean()) for each in (full.propose(picture).mask_logits, rounded)]
+    assert apart[0] < 1e-4 < 1e-3 < apart[1] < 0.2, "each has a file of its own, and the one of bf16 is rounded"
 
 
 def test_an_image_of_another_size_is_refused(network, cache):

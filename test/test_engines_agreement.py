@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from vl4ad_model import cli
+from vl4ad_model.engines.openvino_engine import has_bfloat16
 
 DATA = Path(__file__).parent / "data"
 
@@ -66,6 +67,19 @@ def test_half_precision_keeps_labels_and_ranking(tmp_path, monkeypatch, capsys):
     assert row["labels"] >= 0.995 and abs(row["average_precision"] - row["reference_precision"]) <= 0.005
 
 
+@pytest.mark.slow
+def test_bf16_keeps_labels_and_ranking(tmp_path, monkeypatch, capsys):
+    """Every third frame of the held-out set; docs/engines.md has all frames."""
+    options = ["--precision", "bf16", "--every", 3, "--no-float64"]
+    status, rows, printed = run(["--images", DATA / "evaluation/held_out", *options], tmp_path, monkeypatch, capsys)
+    if not has_bfloat16():
+        assert status == 2 and "needs a CPU with AVX-512 BF16 or AMX" in printed
+        return
+    (row,) = rows.values()
+    assert status == 0 and row["frames"] == 6, printed
+    assert 0.995 <= row["labels"] < 1 and abs(row["average_precision"] - row["reference_precision"]) <= 0.005
+
+
 def test_an_engine_that_is_off_is_named_and_fails_the_command(tmp_path, monkeypatch, capsys):
     """A network whose masks are off by one per cent."""
     from vl4ad_model.engines.onnx_engine import _ONNXRunner
@@ -102,6 +116,10 @@ def test_the_gpu_agrees_on_rendered_frames(precision, tmp_path, monkeypatch, cap
             "'tensorrt' cannot be compared",
         ),
         (["--precision", "int8"], "use fp32, fp16"),
+        (
+            ["--images", DATA / "evaluation/held_out", "--every", 16, "--engines", "onnx", "--precision", "bf16"],
+            "needs engine openvino",
+        ),
         (["--device", "tpu"], "use auto, cpu, cuda or cuda:N"),
     ],
 )

@@ -174,7 +174,8 @@ def test_the_command_writes_a_file_and_lists_and_cleans_it(tmp_path, monkeypatch
     [
         (["--engine", "torch"], "use onnx, openvino, tensorrt"),
         (["--precision", "int8"], "use fp32, fp16"),
-        (["--engine", "openvino", "--precision", "fp16"], "fp32"),
+        (["--engine", "openvino", "--precision", "fp16"], "fp32 or bf16"),
+        (["--engine", "onnx", "--precision", "bf16"], "needs engine openvino, not onnx"),
         (["--height", "100"], "multiples of 32"),
         (["--batch", "2"], "--batch 2 needs --out"),
         (["--target", "sm_86"], "--target only applies to engine tensorrt"),

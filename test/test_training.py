@@ -455,6 +455,7 @@ def test_a_crop_of_an_image_that_is_too_small_is_padded_and_ignored():
         ({"steps": "many"}, "'steps' must be a whole number"),
         ({"scales": ["small", 2]}, "'scales' must be a number"),
         ({"colour_tolerance": -1.0}, "'colour_tolerance' must not be negative"),
+        ({"colour_tolerance": "grey"}, "'colour_tolerance' must be a number"),
         ({"extra_blocks": [1, 2]}, "'extra_blocks' needs three numbers"),
         ({"extra_blocks": [1, 2, -1]}, "'extra_blocks' must not be negative"),
         ({"decoder_layers": -1}, "'decoder_layers' must not be negative"),
@@ -544,7 +545,7 @@ def test_a_run_learns_keeps_clip_frozen_and_its_model_loads_everywhere(tmp_path,
 
 @pytest.mark.parametrize(
     "grown",
-    [{"refined": True, "colour_tolerance": 0.0}, {"refined": True, "extra_blocks": [2, 1, 1], "decoder_layers": 4}],
+    [{"refined": True, "colour_tolerance": 0}, {"refined": True, "extra_blocks": [2, 1, 1], "decoder_layers": 4}],
     ids=["refined", "deeper"],
 )
 def test_what_a_decoder_is_given_starts_as_the_identity_and_is_kept(tmp_path, rendered, grown):

@@ -117,7 +117,7 @@ def segment(
     legend: Annotated[bool, typer.Option("--legend", help="Add a colour legend below the overlay.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, torch, onnx, openvino or tensorrt.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 (GPU) or bf16 (OpenVINO on a CPU that has it).")] = "fp32",
     offline: Annotated[bool, typer.Option(help="Never download.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there.")] = None,
 ) -> None:

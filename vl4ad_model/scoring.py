@@ -433,7 +433,8 @@ class Scorer:
             stages = [_GuidedStage(guide, cell_colours(guide.image[None], cells), proposals.image_size)]
         if output_size != proposals.image_size:
             stages.append(_Stage(proposals.image_size, output_size, output_size))
-        per_tile = max(4, budget // (step * width * 4) // 4 * 4)
+        held = 1 if guide is None else 4  # a tile, and what blending cells makes on the way to it
+        per_tile = max(4, budget // (held * step * width * 4) // 4 * 4)
         for top in range(0, height, per_tile):
             bottom = min(top + per_tile, height)
             pixels = (bottom - top) * width
@@ -501,7 +502,8 @@ def _guide(proposals: MaskProposals, classifier: TextClassifier) -> Guide | None
         raise ValueError("this classifier upsamples masks along the image's edges, and these proposals come without their images")
     if not _at_stride_4(proposals):
         raise ValueError("masks are upsampled along the image's edges from a quarter of the padded size only")
-    return Guide(proposals.images[0].to(proposals.mask_logits.device), classifier.colour_tolerance)
+    masks = proposals.mask_logits
+    return Guide(proposals.images[0].to(masks.device, non_blocking=masks.is_cuda), classifier.colour_tolerance)
 
 
 def _argmax(rows: Tensor) -> Tensor:

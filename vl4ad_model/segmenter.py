@@ -125,7 +125,7 @@ class Segmenter:
             name_or_folder: tiny, fcclip-r50, fcclip-convnext-large, or a folder with a config.json.
             device: auto, cpu, cuda or cuda:N.
             engine: auto or one of `vl4ad_model.engines.ENGINES`.
-            precision: fp32 or fp16 (CUDA).
+            precision: fp32, fp16 (CUDA) or bf16 (OpenVINO, on CPUs that have it).
             network_size: (height, width) the network works at; images are scaled to fit, keeping their shape, and padded.
                 None = the model's own; where that is None too, every image at its own size.
             vocabulary: or a path to its YAML; None = Cityscapes.

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 _ROWS = (32, 64, 128)
 """Rows of words a kernel is compiled for: a change of words almost never needs another one, and never waits for it."""
 _PAIRS, _QUERIES, _WARPS, _STAGES = 64, 16, 4, 1  # the fastest of 12 on an H200, with 250 queries and with 40
+_GUIDED_PAIRS = 32
+"""Along an image a program keeps more of each pixel: with 64 pairs it fills all 255 registers and spills (ptxas, compute
+capabilities 8.0 to 12.0), with 32 it takes some 150. Which is faster was not measured."""
 
 _lock = threading.Lock()
 _ready: dict[tuple[Any, ...], bool] = {}
@@ -39,7 +42,7 @@ def kernels() -> Any:
     if os.environ.get(OFF) == "0":
         return None
     if folder := os.environ.get("VL4AD_CACHE"):
-        os.environ.setdefault("TRITON_CACHE_DIR", os.path.join(folder, "triton"))
+        os.environ.setdefault("TRITON_CACHE_DIR", os.path.join(os.path.expanduser(folder), "triton"))
     try:
         from vl4ad_model import triton_kernels
 
@@ -96,16 +99,17 @@ def launch(
     *,
     unclaimed: float | None = None,
     guide: Guide | None = None,
-    pairs: int = _PAIRS,
+    pairs: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`score` without asking whether it can be done.
 
     Args:
         rows: at least C + G, a power of two from 16 on.
-        pairs: of pixels, that a program computes; a power of two from 16 on.
+        pairs: of pixels, that a program computes; a power of two from 16 on; None = what suits the kernel.
     """
     import torch
 
+    pairs = pairs or (_PAIRS if guide is None else _GUIDED_PAIRS)
     count, h, w = masks.shape
     height, width = output_size
     classes = labels_rows.shape[0]
@@ -120,7 +124,7 @@ def launch(
     if guide is not None:
         from vl4ad_model.network.upsampling import cell_colours
 
-        image, tolerance = guide.image.permute(1, 2, 0).contiguous(), guide.tolerance**2
+        image, tolerance = guide.image.permute(1, 2, 0).contiguous(), float(guide.tolerance) ** 2
         colours, image_width = cell_colours(guide.image[None], (h, w))[0].contiguous(), int(image.shape[1])
     labels = torch.empty((height, width), dtype=torch.uint8, device=masks.device)
     anomaly = torch.empty((height, width), dtype=torch.float32, device=masks.device)
@@ -143,7 +147,7 @@ def usable(device: Any, dtype: Any, rows: int, *, guided: bool = False) -> bool:
     if key in _ready:
         return _ready[key]
     with _lock:
-        if not any(known[:3] == key[:3] for known in _ready):
+        if not any(known[:3] == key[:3] for known in list(_ready)):  # others may be added meanwhile
             _compile(device, dtype, rows, guided)
             others = [other for other in _ROWS if other != rows]
             if _ready.get(key):

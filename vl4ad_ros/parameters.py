@@ -89,7 +89,13 @@ SPECS: tuple[ParameterSpec, ...] = (
     ParameterSpec("model", "tiny", "Model name (see 'vl4ad models list') or a folder with config.json.", read_only=True),
     ParameterSpec("engine", "auto", "What runs the network; auto = the first that works here.", read_only=True, choices=ENGINES),
     ParameterSpec("device", "auto", "auto, cpu, cuda or cuda:N.", read_only=True),
-    ParameterSpec("precision", "fp32", "Number format of the network.", read_only=True, choices=PRECISIONS),
+    ParameterSpec(
+        "precision",
+        "fp32",
+        "Number format of the network; fp16 for GPUs, bf16 for OpenVINO on CPUs that have it.",
+        read_only=True,
+        choices=PRECISIONS,
+    ),
     ParameterSpec(
         "network_size",
         [0, 0],

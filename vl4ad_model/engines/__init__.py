@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ENGINES = ("auto", "torch", "onnx", "openvino", "tensorrt")
-PRECISIONS = ("fp32", "fp16")
+PRECISIONS = ("fp32", "fp16", "bf16")
 # Fastest first, as measured by `vl4ad benchmark engines`.
 PREFERENCE = {"cpu": ("openvino", "onnx", "torch"), "cuda": ("tensorrt", "torch")}
 # engine -> (modules, any one of which is enough; module that is needed besides; pip extra)
@@ -85,7 +85,22 @@ def device_for(engine: str, *, device: str = "auto", precision: str = "fp32", ne
             raise EngineError(f"device '{device}' is not here: torch sees {count} GPU(s), cuda:0 to cuda:{count - 1}")
     if precision == "fp16" and kind == "cpu":
         raise EngineError("precision fp16 needs a GPU: on the CPU use fp32")
+    if precision == "bf16":
+        _check_bfloat16(engine, kind)
     return device
+
+
+def _check_bfloat16(engine: str, kind: str) -> None:
+    """OpenVINO's alone: a CPU without instructions for it, and every other library, would take as long as in float32."""
+    if kind != "cpu":
+        raise EngineError("precision bf16 is for the CPU: use fp16 on the GPU, or device cpu")
+    if engine not in ("auto", "openvino"):
+        raise EngineError(f"precision bf16 needs engine openvino, not {engine}")
+    require("openvino")
+    from vl4ad_model.engines.openvino_engine import has_bfloat16
+
+    if not has_bfloat16():
+        raise EngineError("precision bf16 needs a CPU with AVX-512 BF16 or AMX, which this one lacks: use fp32")
 
 
 def create(
@@ -108,7 +123,7 @@ def create(
     Args:
         engine: one of `ENGINES`; auto = the fastest that works for this device and size, PyTorch where none does.
         device: auto, cpu, cuda or cuda:N.
-        precision: fp32 or fp16 (CUDA only).
+        precision: fp32, fp16 (CUDA only) or bf16 (OpenVINO only, on CPUs that have it).
         network_size: (height, width) of every image; None = any, which only PyTorch can do.
         model_name: for the names of cached files.
         threads: CPU threads; None = the library's default.
@@ -129,11 +144,15 @@ def create(
 
     device = device_for(engine, device=device, precision=precision, network_size=network_size)
     kind = device.split(":")[0]
+    if precision == "bf16":
+        engine = "openvino"
 
     def torch_on(where: str, how: str):
         return lambda: TorchEngine(network, device=where, precision=how, network_size=network_size)
 
-    fallbacks = [torch_on(device, precision)] + ([torch_on("cpu", "fp32")] if kind == "cuda" else [])
+    fallbacks = [torch_on(device, precision if kind == "cuda" else "fp32")]
+    if kind == "cuda":
+        fallbacks.append(torch_on("cpu", "fp32"))
     pytorch = f"PyTorch {torch.__version__.split('+')[0]} on {device}"
     if engine == "torch":
         return ServingEngine(None, fallbacks, reason=f"{pytorch}, as asked for")

@@ -110,7 +110,7 @@ def compare(
 ) -> list[Agreement]:
     """Run every engine over the same frames and words and say how far it is from PyTorch in float32 on the CPU.
 
-    Half precision on the CPU is for comparing only: the weights are rounded to float16, but it is computed in float32. PyTorch is
+    fp16 on the CPU is for comparing only: the weights are rounded to float16, but it is computed in float32. PyTorch is
     no help there: its float16 grid_sample on the CPU counts strides in 16 bits, which large maps overflow.
 
     Args:
@@ -170,6 +170,7 @@ def _engine(network: FCCLIP, name: str, options: dict[str, Any]) -> Engine:
         from vl4ad_model.engines.torch_engine import TorchEngine
 
         return TorchEngine(network, **{key: options[key] for key in ("device", "precision", "network_size")})
+    engines.device_for(name, device=options["device"], precision="bf16" if options["precision"] == "bf16" else "fp32")
     engines.require(name)
     return engines.compiled_class(name)(network, **options)
 

@@ -27,7 +27,7 @@ def benchmark_agreement(
         typer.Option("--engines", help="On the CPU of onnx,openvino (default both), on a GPU of torch,onnx,tensorrt (torch)."),
     ] = "",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N, of the engines; PyTorch float32 runs on the CPU.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="fp32, or fp16: how much half precision changes; emulated on the CPU.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32; fp16, emulated on the CPU; or bf16 (openvino).")] = "fp32",
     size: Annotated[str, typer.Option(help="HEIGHTxWIDTH of the network; default: the model's own.")] = "",
     every: Annotated[int, typer.Option(min=1, help="Folders: every n-th image. Bags: one frame every n seconds; 1 = all.")] = 1,
     hazard: Annotated[list[str] | None, typer.Option("--hazard", help="A hazard in words; repeat for more.")] = None,
@@ -50,7 +50,7 @@ def benchmark_agreement(
     if precision not in engines.PRECISIONS:
         raise EngineError(f"precision '{precision}' is unknown: use {', '.join(engines.PRECISIONS)}")
     device = engines.device_for("torch", device=device)
-    only = only or ("onnx,openvino" if device == "cpu" else "torch")
+    only = only or ("openvino" if precision == "bf16" else "onnx,openvino" if device == "cpu" else "torch")
     name, network, config = _network(model, untrained, offline=True)
     shape = _size(size) if size else config.network_size or (512, 1024)
     classifier = _words(network, config, hazard or [], random=untrained)

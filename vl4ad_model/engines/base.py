@@ -39,7 +39,7 @@ class Engine(ABC):
     Attributes:
         name: torch, onnx, openvino or tensorrt.
         device: cpu or cuda[:N]; the proposals stay there.
-        precision: fp32 or fp16.
+        precision: fp32, fp16 or bf16.
         network_size: (height, width) that every image must have; None = any size.
         reason: why this engine was chosen, one line for logs and diagnostics.
         progress: how far a build in the background is; None where none runs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +29,7 @@ def export(
     height: Annotated[int, typer.Option(help="Image height, a multiple of 32; 0 = the model's own.")] = 0,
     width: Annotated[int, typer.Option(help="Image width, a multiple of 32; 0 = the model's own.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Images per run.")] = 1,
-    precision: Annotated[str, typer.Option(help="fp32, or fp16 (onnx and tensorrt).")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32; fp16 (onnx and tensorrt) or bf16 (openvino).")] = "fp32",
     target: Annotated[str, typer.Option(help="GPUs to build for, as sm_86,sm_89; empty = the one in this machine.")] = "",
     pooled: Annotated[
         bool | None, typer.Option(help="Include CLIP's out-of-vocabulary branch; default: as the model needs.")
@@ -46,8 +47,10 @@ def export(
         raise EngineError(f"engine '{engine}' cannot be exported: use {', '.join(engines.ENGINES[2:])}")
     if precision not in engines.PRECISIONS:
         raise EngineError(f"precision '{precision}' is unknown: use {', '.join(engines.PRECISIONS)}")
-    if engine == "openvino" and precision != "fp32":
-        raise EngineError("engine openvino runs on the CPU, in fp32: half precision costs accuracy there and gains nothing")
+    if engine == "openvino" and precision == "fp16":
+        raise EngineError("engine openvino runs on the CPU, in fp32 or bf16: fp16 costs accuracy there and gains nothing")
+    if precision == "bf16" and engine != "openvino":
+        raise EngineError(f"precision bf16 needs engine openvino, not {engine}")
     targets = [tensorrt_engine.parse_target(text) for text in target.split(",")] if target else [""]
     if target and engine != "tensorrt":
         raise EngineError("--target only applies to engine tensorrt")
@@ -59,6 +62,8 @@ def export(
     if out is None and batch > 1:
         raise EngineError(f"--batch {batch} needs --out: from the cache only engines for one image are used")
     engines.require(engine)
+    if engine == "openvino":
+        engines.device_for(engine, device="cpu", precision=precision)
     for wanted in filter(None, targets):
         tensorrt_engine.check_target(wanted)
     if engine == "tensorrt" and not target:
@@ -137,7 +142,11 @@ def engines_clean(
     from vl4ad_model import engines
     from vl4ad_model.engines.cache import EngineCache
 
-    here = {name: engines.compiled_class(name).library_key() for name in engines.ENGINES[2:] if not engines.missing(name)}
+    here = {}
+    for name in engines.ENGINES[2:]:
+        if not engines.missing(name):
+            with contextlib.suppress(EngineError):  # installed, but not whole
+                here[name] = engines.compiled_class(name).library_key()
     removed = EngineCache().clean(here, everything=everything)
     for path in removed:
         print(f"removed {path.name}")
@@ -149,7 +158,7 @@ def benchmark_engines(
     sizes: Annotated[str, typer.Option(help="HEIGHTxWIDTH, several joined by commas; default: the model's own.")] = "",
     only: Annotated[str, typer.Option("--engines", help="Some of torch,onnx,openvino,tensorrt; default: all that work here.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32 or fp16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 (GPU) or bf16 (openvino).")] = "fp32",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 = all.")] = 0,
     repeat: Annotated[int, typer.Option(min=3, help="Timed images per engine; engines take turns.")] = 50,
     hazards: Annotated[int, typer.Option(help="Number of hazard prompts.")] = 8,
@@ -251,7 +260,10 @@ def _availability(name: str) -> str:
     if name == "tensorrt":
         from vl4ad_model.engines.tensorrt_engine import library
 
-        module = library()
+        try:
+            module = library()
+        except EngineError as error:
+            return f"no: {error}"
         return f"{module.__name__} {module.__version__}" + ("" if gpu else ": builds with --target, runs only with a GPU")
     if name == "onnx":
         import onnxruntime

@@ -238,6 +238,11 @@ class CompiledEngine(Engine):
         with self._runs:
             parts = [runner.run(chunk)[:] for chunk in self._chunks(images)]
         count = len(images)
+        guide = None
+        if self._network.config.colour_tolerance:
+            guide = torch.from_numpy(images).permute(0, 3, 1, 2)
+            if self.device.startswith("cuda"):  # scoring takes it along without waiting for the network
+                guide = torch.from_numpy(images).pin_memory().permute(0, 3, 1, 2)
         tensors = parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
         tensors = [tensor[:count] for tensor in tensors]
         return MaskProposals(
@@ -247,7 +252,7 @@ class CompiledEngine(Engine):
             pooled_valid=tensors[3] if pooled and self._network.clip.is_resnet else None,
             image_size=image_size or self.network_size,
             padded_size=self.network_size,
-            images=torch.from_numpy(images).permute(0, 3, 1, 2) if self._network.config.colour_tolerance else None,
+            images=guide,
         )
 
     def _chunks(self, images: np.ndarray):

@@ -37,7 +37,7 @@ def measure_floor(network: FCCLIP, size: tuple[int, int], *, device: str, precis
     """
     import torch
 
-    dtype = torch.float16 if precision == "fp16" else torch.float32
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision, torch.float32)
     values = network.config.queries * (size[0] // 4) * (size[1] // 4)
     side, read = (8192, 1 << 30) if device.startswith("cuda") else (1024, 1 << 26)
     a = torch.randn(side, side, device=device, dtype=dtype)
@@ -71,7 +71,7 @@ def _best_seconds(action: Callable[[], object], device: str, repeat: int = 10) -
 
     def wait() -> None:
         if device.startswith("cuda"):
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(device)
 
     best = float("inf")
     for _ in range(repeat):

@@ -56,7 +56,8 @@ class ONNXRuntimeEngine(CompiledEngine):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         chosen = (provider, {"device_id": int(index or 0), "use_tf32": 0}) if kind == "cuda" else provider
         try:
-            session = onnxruntime.InferenceSession(content, options, providers=[chosen])
+            # Its own fallback would go on with the CPU, and with pointers into a GPU's memory.
+            session = onnxruntime.InferenceSession(content, options, providers=[chosen], enable_fallback=False)
         except Exception as error:  # onnxruntime's exceptions share no base class but Exception
             raise EngineError(f"ONNX Runtime cannot load the network: {str(error).splitlines()[0]}") from None
         if provider not in session.get_providers():  # it falls back to the CPU without a word

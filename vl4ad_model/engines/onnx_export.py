@@ -40,7 +40,7 @@ def export(
         network: in float32, on the CPU.
         height, width: of the images, multiples of 32.
         batch: images per run.
-        precision: fp32 or fp16.
+        precision: fp32 or fp16; a graph for bf16 is one for fp32, whose numbers OpenVINO rounds as it runs.
         pooled: with the out-of-vocabulary branch (`pooled_embeddings` and `pooled_valid`).
 
     Returns:

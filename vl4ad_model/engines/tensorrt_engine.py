@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from vl4ad_model.engines.compiled import CompiledEngine, Reporter
 from vl4ad_model.errors import EngineError, MissingDependencyError
+from vl4ad_model.out_of_memory import is_out_of_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,6 +102,11 @@ class TensorRTEngine(CompiledEngine):
             check_target(capability)
             config.num_compute_capabilities = 1
             config.set_compute_capability(trt.ComputeCapability.__members__["SM" + capability.removeprefix("sm_")], 0)
+        if not self.target_capability:
+            import torch
+
+            # PyTorch serves meanwhile and needs memory of its own; the default is all there is.
+            config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, torch.cuda.mem_get_info(self.device)[0] // 2)
         config.clear_flag(trt.BuilderFlag.TF32)  # float32 is to be float32: TF32 keeps ten bits of it
         monitor = _monitor(trt, report)
         config.progress_monitor = monitor
@@ -164,8 +170,10 @@ class _TensorRTRunner:
         self._outputs = [n for n in self._names if n not in self._inputs]
         self._specs = {n: (tuple(self._engine.get_tensor_shape(n)), types[self._engine.get_tensor_dtype(n)]) for n in self._names}
         shape, dtype = self._specs[self._inputs[0]]
-        self._pinned = torch.empty(shape, dtype=dtype, pin_memory=True)
-        self._image = torch.empty(shape, dtype=dtype, device=self._device)
+        # Whoever loads this in the middle of an image is in inference mode; what is made there cannot be filled outside of it.
+        with torch.inference_mode(False):
+            self._pinned = torch.empty(shape, dtype=dtype, pin_memory=True)
+            self._image = torch.empty(shape, dtype=dtype, device=self._device)
         # TensorRT synchronises the whole device on the default stream.
         self._stream = torch.cuda.Stream(self._device)
         self._taken = torch.cuda.Event()
@@ -199,8 +207,12 @@ class _TensorRTRunner:
         return [outputs[name] for name in OUTPUTS if name in outputs]
 
     def close(self) -> None:
+        import torch
+
         with contextlib.suppress(RuntimeError):  # of a device that is gone
             self._stream.synchronize()  # nothing is taken from under a run
+            with torch.cuda.device(self._device):
+                self._context = self._engine = self._runtime = None
         self._context = self._engine = self._runtime = None
 
 
@@ -242,11 +254,12 @@ def _logger(trt: Any) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR) and len(self.errors) < _MOST_ERRORS:
-                self.errors.append(message.splitlines()[0])
+                self.errors.append(message.partition("\n")[0])
 
         def since(self, count: int) -> str:
-            """The last of the errors that came after the first `count`."""
-            return self.errors[-1] if len(self.errors) > count else "no reason given"
+            """Of the errors that came after the first `count` the one that says that memory ran out, else the last."""
+            new = self.errors[count:]
+            return next((error for error in new if is_out_of_memory(RuntimeError(error))), new[-1] if new else "no reason given")
 
     return Logger()
 

@@ -97,6 +97,10 @@ class FCCLIPConfig:
         if "clip_model" not in values:
             raise CheckpointError("config.json names no clip_model")
         frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        for field in dataclasses.fields(cls):
+            # People write 13 for 13.0; a compiled kernel takes a whole number for another kind of argument.
+            if field.type == "float" and type(frozen.get(field.name)) is int:
+                frozen[field.name] = float(frozen[field.name])
         return cls(**frozen)
 
     def to_json(self) -> str:

@@ -12,6 +12,7 @@ colours that differ by less count as much the same. An infinite t is bilinear in
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import torch
@@ -87,6 +88,7 @@ def weights_by_colour(images: Tensor, colours: Tensor, points: Tensor, index: Te
 
 def blend_cells(maps: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     """(B, N, h, w) maps at pixels: (B, N, P) float32, each the sum of its four cells times their weights."""
-    batch, channels = maps.shape[:2]
-    near = maps.float().flatten(2).gather(2, index.flatten(1)[:, None].expand(-1, channels, -1))
-    return (near.view(batch, channels, 4, -1) * weights[:, None]).sum(dim=2)
+    flat = maps.float().flatten(2)
+    # Cell by cell: all four at once would be four times the memory.
+    parts = (flat.gather(2, index[:, k, None].expand(-1, flat.shape[1], -1)) * weights[:, k, None] for k in range(4))
+    return functools.reduce(torch.add, parts)

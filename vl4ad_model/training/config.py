@@ -167,8 +167,9 @@ class TrainingConfig:
                 if not isinstance(value, list) or len(value) != count:
                     raise TrainingError(f"'{name}' needs {('two', 'three')[count - 2]} numbers, not {value!r:.60}")
                 ready[name] = tuple(_of_type(name, part, kind) for part in value)
-            elif types[name] == bool | None:
-                ready[name] = None if value is None else _of_type(name, value, bool)
+            elif types[name] in (bool | None, float | None):
+                kind = bool if types[name] == bool | None else float
+                ready[name] = None if value is None else _of_type(name, value, kind)
             else:
                 ready[name] = _of_type(name, value, types[name])
         config = cls(**ready)

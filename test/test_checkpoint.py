@@ -309,7 +309,7 @@ def test_a_model_without_files_says_that_its_results_mean_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", '{"clip_model": "RN50", "channels": "wide"}', "describes no network that can be built"),
+        ("config.json", '{"clip_model": "RN50", "channels": "wide"}', "channels must be a whole number"),
         ("config.json", '{"clip_model": "RN50", "channels": 96, "encoder_heads": 7}', "96.* must be a multiple of heads"),
         ("config.json", '{"clip_model": "no such model"}', "knows no model 'no such model'"),
         ("config.json", "[1]", "must hold one JSON object"),
@@ -329,6 +329,13 @@ def test_a_folder_that_describes_nothing_is_one_clear_line(tmp_path, name, conte
 def test_a_config_with_a_typo_names_it():
     with pytest.raises(CheckpointError, match="unknown entries: chanels"):
         FCCLIPConfig.from_dict({"clip_model": "RN50", "chanels": 3})
+    for name, value in {
+        "network_size": "384x640", "pixel_std": [0, 1, 1], "pixel_mean": [float("nan"), 1, 1], "alpha": "x", "queries": 1.5,
+        "classifier": "best", "scoring": "zz", "refined": 1, "extra_blocks": [1, 2], "training_concepts": "car",
+        "colour_tolerance": "a",
+    }.items():  # fmt: skip
+        with pytest.raises(CheckpointError, match=f"{name} must be"):
+            FCCLIPConfig.from_dict({"clip_model": "RN50", name: value})
     written = FCCLIPConfig.from_dict({"clip_model": "RN50", "colour_tolerance": 13, "queries": 100})
     assert type(written.colour_tolerance) is float and type(written.queries) is int
 

@@ -87,6 +87,64 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_and_nothing_else(tmp_pa
     assert "set VL4AD_CACHE to a writable folder" in caplog.text
 
 
+def test_a_folder_that_may_not_be_entered_costs_the_cache_and_nothing_else(tmp_path, caplog):
+    """Root may enter all: as another user then."""
+    folder = tmp_path / "of somebody else"
+    folder.mkdir(mode=0o700)
+    root = os.geteuid() == 0
+    os.seteuid(54321) if root else folder.chmod(0)
+    try:
+        content, origin, calls = build_counted(EngineCache(folder))
+    finally:
+        os.seteuid(0) if root else folder.chmod(0o700)
+    assert (content, calls) == (b"compiled", 1) and origin.startswith("built, not cached (Permission denied")
+    assert "set VL4AD_CACHE to a writable folder" in caplog.text
+
+
+def test_models_with_long_names_are_kept_too(tmp_path):
+    cache, name = EngineCache(tmp_path), "ö" * 200
+    assert cache.get_or_build(KEY, name, SUFFIX, lambda: b"compiled")[1].startswith("built (")
+    content, origin = cache.get_or_build(KEY, name, SUFFIX, lambda: b"again")
+    assert content == b"compiled" and origin.startswith("from cache")
+
+
+def test_what_is_built_anew_replaces_what_is_there_only_when_it_is_whole(tmp_path):
+    cache = EngineCache(tmp_path)
+    build_counted(cache)
+
+    def fail():
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        cache.get_or_build(KEY, NAME, SUFFIX, fail, rebuild=True)
+    assert build_counted(cache)[::2] == (b"compiled", 0)
+    assert cache.get_or_build(KEY, NAME, SUFFIX, lambda: b"better", rebuild=True)[0] == b"better"
+    assert build_counted(cache)[::2] == (b"better", 0)
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "[]", '{"key": 5}', '{"key": {}, "size": "8", "made": 3}', ""])
+def test_a_description_that_is_none_makes_a_file_broken_and_nothing_worse(tmp_path, text):
+    cache = EngineCache(tmp_path)
+    build_counted(cache)
+    path = cache.path(KEY, NAME, SUFFIX)
+    path.with_name(path.name + ".json").write_text(text)
+    (tmp_path / "download.part").touch()
+    assert [entry.whole for entry in cache.entries()] == [False, False]
+    assert build_counted(cache)[::2] == (b"compiled", 1)
+    assert cache.clean().removed == [tmp_path / "download.part"]
+
+
+def test_clean_says_what_it_could_not_remove_and_goes_on(tmp_path):
+    cache = EngineCache(tmp_path)
+    for height in (32, 64, 96):
+        build_counted(cache, dataclasses.replace(KEY, height=height))
+    held = cache.path(dataclasses.replace(KEY, height=64), NAME, SUFFIX)
+    with cache._lock(held, None):
+        cleaned = cache.clean(everything=True)
+    assert len(cleaned.removed) == 2 and cleaned.kept == {held: "another process is building it"}
+    assert [entry.path for entry in cache.entries()] == [held]
+
+
 def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
     def fsync(handle):
         raise OSError(28, "No space left on device")
@@ -153,6 +211,6 @@ def test_clean_removes_what_can_never_be_used_and_only_that(tmp_path):
     build_counted(cache, old)
     build_counted(cache, broken)
     _truncate(cache.path(broken, NAME, SUFFIX))
-    assert set(cache.clean()) == {cache.path(old, NAME, SUFFIX), cache.path(broken, NAME, SUFFIX)}
+    assert set(cache.clean().removed) == {cache.path(old, NAME, SUFFIX), cache.path(broken, NAME, SUFFIX)}
     assert build_counted(cache)[2] == 0
-    assert len(cache.clean(everything=True)) == 1 and not cache.entries()
+    assert len(cache.clean(everything=True).removed) == 1 and not cache.entries()

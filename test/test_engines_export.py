@@ -177,6 +177,8 @@ def test_the_command_writes_a_file_and_lists_and_cleans_it(tmp_path, monkeypatch
         (["--engine", "openvino", "--precision", "fp16"], "fp32 or bf16"),
         (["--engine", "onnx", "--precision", "bf16"], "needs engine openvino, not onnx"),
         (["--height", "100"], "multiples of 32"),
+        (["--height", "1000000", "--width", "1000000"], "multiples of 32 up to 16384"),
+        (["--out", f"{__file__}/tiny.onnx"], "is not a folder"),
         (["--batch", "2"], "--batch 2 needs --out"),
         (["--target", "sm_86"], "--target only applies to engine tensorrt"),
         (["--engine", "tensorrt", "--target", "fast"], "no compute capability: write it as sm_86"),

@@ -18,6 +18,7 @@ from vl4ad_model.engines.cache import EngineCache
 from vl4ad_model.engines.onnx_engine import BoundRunner, ONNXRuntimeEngine
 from vl4ad_model.engines.serving import ServingEngine
 from vl4ad_model.engines.torch_engine import TorchEngine
+from vl4ad_model.errors import EngineError
 from vl4ad_model.network.position import sine_position_embedding, used_constants
 from vl4ad_model.out_of_memory import is_out_of_memory
 
@@ -211,12 +212,66 @@ def test_a_whole_file_that_the_library_refuses_is_built_again(network, tmp_path,
     assert path.stat().st_size > 1000
 
 
+def test_a_whole_file_that_is_refused_stays_until_another_takes_its_place(network, tmp_path, picture, monkeypatch):
+    """Too little memory to load it is often too little to build it."""
+    from vl4ad_model.engines import onnx_export
+
+    cache = EngineCache(tmp_path)
+    first = onnx(network, cache)
+    first.prepare(False)
+    path, again = first.path(False), onnx(network, cache)
+    content = path.read_bytes()
+
+    def fail(*_, **__):
+        raise RuntimeError("the library says something new")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(onnx_export, "export", fail)
+        patch.setattr(again, "load", fail)
+        with pytest.raises(RuntimeError, match="something new"):
+            again.prepare(False)
+    assert path.read_bytes() == content
+    again.prepare(False)
+    assert again.ready(False)
+
+
+def test_who_waits_for_another_process_can_be_cancelled(network, tmp_path):
+    """A program that ends waits for its builder."""
+    cache = EngineCache(tmp_path)
+    waiting, engine = threading.Event(), onnx(network, cache)
+    engine.callback = lambda progress: waiting.set() if progress.stage.startswith("waiting") else None
+    outcome = []
+
+    def build():
+        try:
+            engine.prepare(False)
+        except EngineError as error:
+            outcome.append(str(error))
+
+    with cache._lock(engine.path(False), None):
+        builder = threading.Thread(target=build)
+        builder.start()
+        assert waiting.wait(30)
+        engine.cancel()
+        builder.join(10)
+        assert not builder.is_alive() and outcome == ["the build was cancelled"]
+
+
+def test_a_closed_engine_says_so_and_does_not_come_back(network, cache, picture):
+    for kind in ("onnx", "torch"):
+        engine = engines.create(network, engine=kind, device="cpu", network_size=SIZE, cache=cache)
+        engine.propose(picture, pooled=False)
+        engine.close()
+        with pytest.raises(EngineError, match="the engine was closed"):
+            engine.propose(picture, pooled=False)
+
+
 def test_engines_of_another_library_version_are_outdated(network, tmp_path):
     cache = EngineCache(tmp_path)
     engine = onnx(network, cache)
     engine.build(False)
-    assert cache.clean({"onnx": engine.library_key(), "openvino": "openvino 1"}) == []
-    assert cache.clean({"onnx": "onnx 1, onnxruntime 0.0.1"}) == [engine.path(False)]
+    assert cache.clean({"onnx": engine.library_key(), "openvino": "openvino 1"}).removed == []
+    assert cache.clean({"onnx": "onnx 1, onnxruntime 0.0.1"}).removed == [engine.path(False)]
 
 
 def test_bound_outputs_are_those_of_a_plain_run(network, cache, picture):

@@ -17,6 +17,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vl4ad_model.errors import one_line
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -44,6 +46,7 @@ def library() -> ctypes.CDLL | None:
         return None
     from vl4ad_model.engines.cache import EngineCache, EngineKey, code_digest
 
+    what = "could not compile it"
     try:
         version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30).stdout.splitlines()[0]
         key = EngineKey(
@@ -58,23 +61,53 @@ def library() -> ctypes.CDLL | None:
             precision="fp32",
             pooled=False,
         )
-        content, _ = EngineCache().get_or_build(key, "native", ".so", lambda: _compile(compiler))
-        # Loaded from a file of its own: what was checked is what runs, and the cache may be cleaned meanwhile.
+        build = functools.partial(EngineCache().get_or_build, key, "native", ".so", lambda: _compile(compiler))
+        content, origin = build()
+        what = "made what cannot be loaded"
+        try:
+            return _loaded(content)
+        except OSError as error:
+            if not origin.startswith("from cache"):
+                raise
+            log.warning("the compiled scoring is built again: it cannot be loaded (%s)", one_line(error))
+        return _loaded(build(rebuild=True)[0])
+    except Exception as error:  # whatever it is: scoring goes on, and must not try again with every image
+        log.warning("scoring runs in PyTorch: %s %s (%s)", compiler, what, one_line(error))
+        return None
+
+
+def _loaded(content: bytes) -> ctypes.CDLL:
+    """Loaded from a file of its own: what was checked is what runs, and the cache may be cleaned meanwhile."""
+    loaded = _from_memory(content)
+    if loaded is None:
         with tempfile.TemporaryDirectory(prefix="vl4ad-") as folder:
             path = Path(folder) / "score_maps.so"
             path.write_bytes(content)
             loaded = ctypes.CDLL(str(path))
-        loaded.vl4ad_score.restype = ctypes.c_int
-        loaded.vl4ad_block.restype = ctypes.c_int
-        pointer, number = ctypes.c_void_p, ctypes.c_int
-        sizes, outputs = [number] * 6, [pointer] * 2
-        guide: list[Any] = [pointer, number, number, ctypes.c_float]
-        arguments = [pointer, *[number] * 3, pointer, *sizes, ctypes.c_float, *guide, *outputs, number, pointer]
-        loaded.vl4ad_score.argtypes = arguments
-        return loaded
-    except (OSError, subprocess.SubprocessError, IndexError, AttributeError) as error:
-        log.warning("scoring runs in PyTorch: %s could not compile it (%s)", compiler, str(error).splitlines()[0])
+    loaded.vl4ad_score.restype = ctypes.c_int
+    loaded.vl4ad_block.restype = ctypes.c_int
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    sizes, outputs = [number] * 6, [pointer] * 2
+    guide: list[Any] = [pointer, number, number, ctypes.c_float]
+    arguments = [pointer, *[number] * 3, pointer, *sizes, ctypes.c_float, *guide, *outputs, number, pointer]
+    loaded.vl4ad_score.argtypes = arguments
+    return loaded
+
+
+def _from_memory(content: bytes) -> ctypes.CDLL | None:
+    """From a file that is in no folder: /tmp may be mounted noexec. None where the system has or runs no such files."""
+    try:
+        handle = os.memfd_create("score_maps.so")
+    except (AttributeError, OSError):
         return None
+    try:
+        with open(handle, "wb", closefd=False) as stream:
+            stream.write(content)
+        return ctypes.CDLL(f"/proc/self/fd/{handle}")
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
 
 
 def score(

@@ -5,12 +5,14 @@ from __future__ import annotations
 _SIGNS = (
     "out of memory",
     "out_of_memory",  # CUDA's own name for it
-    "can't allocate memory",
+    "can't alloc",
     "outofmemory",
     "bad_alloc",
     "cannot allocate memory",
     "alloc_failed",
     "failed to allocate memory",  # ONNX Runtime
+    "failed to serialize proto",  # protobuf
+    "resource temporarily unavailable",  # a thread or a mapping that the system does not grant
     "could not be allocated",
     "unable to find an engine to execute this computation",  # what cuDNN's convolutions say when every plan ran out
     "status_not_initialized",  # cuBLAS and cuDNN, which take their first memory then

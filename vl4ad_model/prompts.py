@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vl4ad_model.cache_folder import cache_root
 from vl4ad_model.errors import VocabularyError
 
 if TYPE_CHECKING:
@@ -190,4 +191,4 @@ class TextEncoder:
 
 def default_cache_folder() -> Path:
     """$VL4AD_CACHE/text, or ~/.cache/vl4ad/text."""
-    return Path(os.environ.get("VL4AD_CACHE") or Path.home() / ".cache" / "vl4ad").expanduser() / "text"
+    return cache_root() / "text"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vl4ad_model.cache_folder import cache_root
 from vl4ad_model.errors import CheckpointError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class ModelFiles:
 
 def cache_folder() -> Path:
     """Where fetched models lie: $VL4AD_CACHE/models, or ~/.cache/vl4ad/models."""
-    return Path(os.environ.get("VL4AD_CACHE") or Path.home() / ".cache" / "vl4ad").expanduser() / "models"
+    return cache_root() / "models"
 
 
 def is_offline(offline: bool) -> bool:
@@ -133,7 +134,8 @@ def locate(name_or_folder: str | Path, *, offline: bool = False) -> ModelFiles:
         if not folder.is_dir():
             known = ", ".join(MODELS)
             raise ModelNotFoundError(f"no model '{name_or_folder}': known are {known}, or give a folder with a config.json")
-        return _from_folder(folder, folder.name, notice=f"model folder {folder.name}")
+        name = folder.resolve().name  # also of "."
+        return _from_folder(folder, name, notice=f"model folder {name}")
     if info.folder is not None:
         return _from_folder(info.folder, info.name, notice=f"{info.name}: {info.summary}")
     folder = cache_folder() / info.name

@@ -149,6 +149,8 @@ class Segmenter:
         if not isinstance(vocabulary, Vocabulary):
             vocabulary = Vocabulary.cityscapes() if vocabulary is None else Vocabulary.from_yaml(vocabulary)
         _check_parallel(parallel)
+        if threads is not None and (type(threads) is not int or threads < 1):
+            raise EngineError(f"threads must be a whole number from 1 on, or None, not {threads!r:.60}")
         engines.device_for(engine, device=device, precision=precision, network_size=network_size)
         import torch
 

@@ -13,6 +13,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any
 
+from vl4ad_model.cache_folder import cache_root
 from vl4ad_model.errors import one_line
 from vl4ad_model.native_scoring import OFF
 from vl4ad_model.out_of_memory import is_out_of_memory
@@ -41,8 +42,8 @@ def kernels() -> Any:
     """The module of kernels; None, with the reason in the log, where Triton is missing or `VL4AD_NATIVE` is 0."""
     if os.environ.get(OFF) == "0":
         return None
-    if folder := os.environ.get("VL4AD_CACHE"):
-        os.environ.setdefault("TRITON_CACHE_DIR", os.path.join(os.path.expanduser(folder), "triton"))
+    if os.environ.get("VL4AD_CACHE"):
+        os.environ.setdefault("TRITON_CACHE_DIR", str(cache_root() / "triton"))
     try:
         from vl4ad_model import triton_kernels
 

@@ -45,6 +45,7 @@ class NodeBenchmark:
 def benchmark_node(
     model: Annotated[str, typer.Option(help="Model name or folder.")] = "tiny",
     engine: Annotated[str, typer.Option(help="auto, torch, onnx, openvino or tensorrt.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 (GPU) or bf16 (OpenVINO on a CPU that has it).")] = "fp32",
     height: Annotated[int, typer.Option(min=16, help="Image height in pixels.")] = 720,
     width: Annotated[int, typer.Option(min=16, help="Image width in pixels.")] = 1280,
     rate: Annotated[float, typer.Option(min=0.1, help="Images per second.")] = 10.0,
@@ -64,6 +65,7 @@ def benchmark_node(
     result = measure_node(
         model=model,
         engine=engine,
+        precision=precision,
         size=(height, width),
         rate=rate,
         seconds=seconds,
@@ -92,6 +94,7 @@ def measure_node(
     *,
     model: str,
     engine: str,
+    precision: str,
     size: tuple[int, int],
     rate: float,
     seconds: float,
@@ -127,6 +130,7 @@ def measure_node(
     settings = {
         "model": model,
         "engine": engine,
+        "precision": precision,
         "publish_resolution": resolution,
         "parallel_images": parallel,
         "hazard_prompts": [f"hazard {i}|danger {i}" for i in range(hazards)] or "",
@@ -156,7 +160,7 @@ def measure_node(
     stages = {name: float(camera[f"{name} p50 (ms)"]) for name in (*INSIDE[:2], "network", *INSIDE[2:])}
     return NodeBenchmark(
         image=f"{size[1]}x{size[0]} rgb8",
-        engine=f"{node.get('engine')} on {node.get('device')}",
+        engine=f"{node.get('engine')} on {node.get('device')}, {node.get('precision')}",
         stages=stages,
         outside=sum(stages[name] for name in INSIDE),
         latency_p50=float(np.percentile(ages, 50)) * 1e3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any
@@ -49,9 +50,21 @@ def require(engine: str) -> None:
 
     Raises:
         MissingDependencyError: it is not; the message has the command that brings it.
+        EngineError: it is, and cannot be imported.
     """
     if lacking := missing(engine):
         raise MissingDependencyError(lacking, pip_extra(engine), f"engine {engine}")
+    if engine == "tensorrt":
+        from vl4ad_model.engines.tensorrt_engine import library
+
+        library()  # of two that may be installed, one that works
+    elif engine != "torch":
+        libraries, besides, _ = _NEEDS[engine]
+        for name in (*libraries, besides):
+            try:
+                importlib.import_module(name)
+            except (ImportError, OSError) as error:
+                raise EngineError(f"{name} is installed but cannot be imported: {one_line(error)}") from None
 
 
 def device_for(engine: str, *, device: str = "auto", precision: str = "fp32", network_size: tuple[int, int] | None = None) -> str:
@@ -67,8 +80,11 @@ def device_for(engine: str, *, device: str = "auto", precision: str = "fp32", ne
         raise EngineError(f"engine '{engine}' is unknown: use {', '.join(ENGINES)}")
     if precision not in PRECISIONS:
         raise EngineError(f"precision '{precision}' is unknown: use {', '.join(PRECISIONS)}")
-    if network_size is not None and (min(network_size) < 32 or any(side % 32 for side in network_size)):
-        raise EngineError(f"network size {network_size[0]}x{network_size[1]} must be multiples of 32")
+    if network_size is not None:
+        if not isinstance(network_size, (tuple, list)) or [type(side) for side in network_size] != [int, int]:
+            raise EngineError(f"network size {network_size!r:.60} must be two whole numbers, (height, width)")
+        if min(network_size) < 32 or any(side % 32 for side in network_size):
+            raise EngineError(f"network size {network_size[0]}x{network_size[1]} must be multiples of 32")
     kind = device.split(":")[0]
     if device not in ("auto", "cpu") and kind != "cuda":
         raise EngineError(f"device '{device}' is unknown: use auto, cpu, cuda or cuda:N")

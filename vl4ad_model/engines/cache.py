@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import glob
 import hashlib
 import json
 import logging
@@ -19,8 +20,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from vl4ad_model.cache_folder import cache_root
 from vl4ad_model.errors import EngineError
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 _PARTIAL = ".part"
+_NAME_BYTES = 80
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,16 @@ class CacheEntry:
     whole: bool
 
 
+class Cleaned(NamedTuple):
+    """What `EngineCache.clean` removed, and what it could not, with the reason."""
+
+    removed: list[Path]
+    kept: dict[Path, str]
+
+
 def default_folder() -> Path:
     """$VL4AD_CACHE/engines, or ~/.cache/vl4ad/engines."""
-    return Path(os.environ.get("VL4AD_CACHE") or Path.home() / ".cache" / "vl4ad").expanduser() / "engines"
+    return cache_root() / "engines"
 
 
 def network_digest(network: FCCLIP) -> str:
@@ -119,7 +129,8 @@ class EngineCache:
     def path(self, key: EngineKey, name: str, suffix: str) -> Path:
         """Where the file of `key` lies: readable parts first, then the digest."""
         pooled = "-pooled" if key.pooled else ""
-        return self.folder / f"{Path(name).name}-{key.engine}-{key.height}x{key.width}-{key.precision}{pooled}-{key.digest}{suffix}"
+        short = Path(name).name.encode()[:_NAME_BYTES].decode(errors="ignore")  # a file's name has 255 bytes at most
+        return self.folder / f"{short}-{key.engine}-{key.height}x{key.width}-{key.precision}{pooled}-{key.digest}{suffix}"
 
     def get_or_build(
         self,
@@ -129,6 +140,7 @@ class EngineCache:
         build: Callable[[], bytes],
         *,
         waiting: Callable[[], None] | None = None,
+        rebuild: bool = False,
     ) -> tuple[bytes, str]:
         """The compiled file of `key`, built at most once on this machine however many processes ask.
 
@@ -136,7 +148,8 @@ class EngineCache:
             name: of the model, for people.
             suffix: of the file, with its dot.
             build: makes the file's content; called with the lock held.
-            waiting: called now and then while another process builds the same file.
+            waiting: called now and then while another process builds the same file; it may raise.
+            rebuild: build whatever is there, which stays until the new file takes its place.
 
         Returns:
             content, and one line on where it came from. Where the cache cannot be written the content is built all the same and
@@ -144,12 +157,12 @@ class EngineCache:
         """
         path = self.path(key, name, suffix)
         content, why = self._read(path, key)
-        if content is not None:
+        if content is not None and not rebuild:
             return content, f"from cache ({path.name})"
         try:
             with self._lock(path, waiting):
                 content, why = self._read(path, key)  # another process may have built it meanwhile
-                if content is not None:
+                if content is not None and not rebuild:
                     return content, f"from cache ({path.name})"
                 if why:
                     log.warning("%s is built again: %s", path.name, why)
@@ -170,17 +183,13 @@ class EngineCache:
             if path.suffix in (".json", ".lock") or not path.is_file():
                 continue
             description = _read_json(path.with_name(path.name + ".json"))
-            size = path.stat().st_size
-            found.append(CacheEntry(path, description, size, not path.name.endswith(_PARTIAL) and description.get("size") == size))
+            with contextlib.suppress(FileNotFoundError):  # gone meanwhile
+                size = path.stat().st_size
+                whole = not path.name.endswith(_PARTIAL) and description.get("size") == size
+                found.append(CacheEntry(path, description, size, whole))
         return found
 
-    def discard(self, path: Path) -> None:
-        """Remove one entry that is whole and yet of no use, unless another process holds it."""
-        with contextlib.suppress(_CannotLock, OSError), self._lock(path, None, wait=False):
-            path.with_name(path.name + ".json").unlink(missing_ok=True)
-            path.unlink(missing_ok=True)
-
-    def clean(self, libraries: dict[str, str] | None = None, *, everything: bool = False) -> list[Path]:
+    def clean(self, libraries: dict[str, str] | None = None, *, everything: bool = False) -> Cleaned:
         """Remove what can never be used again: broken files, and engines of another version of this package or of their library.
 
         Args:
@@ -188,28 +197,42 @@ class EngineCache:
             everything: remove all engines.
 
         Returns:
-            the removed files. Files that another process builds right now stay.
+            what was removed and what was not; files that another process builds right now stay.
         """
-        removed = []
+        removed: list[Path] = []
+        kept: dict[Path, str] = {}
         current = code_digest()
-        for entry in self.entries():
+
+        def useless(entry: CacheEntry) -> bool:
             key = entry.description.get("key", {})
             library = (libraries or {}).get(key.get("engine"), key.get("library"))
-            stale = key.get("code") != current or key.get("library") != library
-            if everything or not entry.whole or stale:
-                base = entry.path
-                if base.name.endswith(_PARTIAL):
-                    base = base.with_name(base.name[: base.name.index(".build-")])
-                with contextlib.suppress(_CannotLock), self._lock(base, None, wait=False):
-                    entry.path.unlink(missing_ok=True)
-                    entry.path.with_name(entry.path.name + ".json").unlink(missing_ok=True)
-                    removed.append(entry.path)
-        return removed
+            return everything or not entry.whole or key.get("code") != current or key.get("library") != library
+
+        for entry in self.entries():
+            if not useless(entry):
+                continue
+            # The lock of a partial file is that of the engine it was to become, or to describe.
+            base = entry.path.with_name(entry.path.name.partition(".build-")[0].removesuffix(".json"))
+            try:
+                with self._lock(base, None, wait=False):
+                    again = next((each for each in self.entries() if each.path == entry.path), None)
+                    if again is not None and useless(again):
+                        entry.path.unlink(missing_ok=True)
+                        entry.path.with_name(entry.path.name + ".json").unlink(missing_ok=True)
+                        removed.append(entry.path)
+            except _CannotLock as error:
+                kept[entry.path] = str(error)
+            except OSError as error:
+                kept[entry.path] = error.strerror or str(error)
+        return Cleaned(removed, kept)
 
     def _read(self, path: Path, key: EngineKey) -> tuple[bytes | None, str]:
         """(content, ""), or (None, why the file that is there cannot be used); ("" where there is none)."""
-        if not path.is_file():
-            return None, ""
+        try:
+            if not path.is_file():
+                return None, ""
+        except OSError as error:  # a folder that others may not enter
+            return None, f"it cannot be read ({error.strerror})"
         description = _read_json(path.with_name(path.name + ".json"))
         if not description:
             return None, "it has no description, so its writing was interrupted"
@@ -234,9 +257,8 @@ class EngineCache:
             "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         try:
-            path.with_name(path.name + ".json").unlink(missing_ok=True)
-            _replace(path, content)
-            _replace(path.with_name(path.name + ".json"), json.dumps(description, indent=1).encode())
+            # Nothing that is there is touched before both files are written. Between the two, the old description does not fit.
+            _replace((path, content), (path.with_name(path.name + ".json"), json.dumps(description, indent=1).encode()))
         except OSError as error:
             return error.strerror or str(error)
         return ""
@@ -265,8 +287,9 @@ class EngineCache:
             yield
 
     def _remove_partial(self, path: Path) -> None:
-        for left in self.folder.glob(path.name + ".build-*" + _PARTIAL):
-            left.unlink(missing_ok=True)
+        for left in self.folder.glob(glob.escape(path.name) + ".build-*" + _PARTIAL):
+            with contextlib.suppress(OSError):
+                left.unlink(missing_ok=True)
 
 
 class _CannotLock(Exception):
@@ -281,28 +304,35 @@ def write_file(path: Path, content: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, content)
+        _replace((path, content))
     except OSError as error:
         raise EngineError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".build-", suffix=_PARTIAL)
+def _replace(*files: tuple[Path, bytes]) -> None:
+    """Write all of them beside where they belong, and only then move them there, in order."""
+    written: list[tuple[str, Path]] = []
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        for path, content in files:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".build-", suffix=_PARTIAL)
+            written.append((name, path))
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(name, 0o644)
+        for name, path in written:
+            os.replace(name, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        for name, _ in written:
+            Path(name).unlink(missing_ok=True)
         raise
 
 
 def _read_json(path: Path) -> dict:
+    """A description; empty where it is none, whatever is there instead."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return value if isinstance(value, dict) else {}
+    return value if isinstance(value, dict) and isinstance(value.get("key"), dict) else {}

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vl4ad_model.errors import EngineError
+from vl4ad_model.errors import EngineError, Vl4adError, one_line
+from vl4ad_model.image_files import MAX_SIDE
+from vl4ad_model.out_of_memory import is_out_of_memory
 from vl4ad_model.sizes import parse_size
 
 if TYPE_CHECKING:
@@ -28,7 +30,7 @@ def export(
     engine: Annotated[str, typer.Option(help="onnx, openvino or tensorrt.")] = "onnx",
     height: Annotated[int, typer.Option(help="Image height, a multiple of 32; 0 = the model's own.")] = 0,
     width: Annotated[int, typer.Option(help="Image width, a multiple of 32; 0 = the model's own.")] = 0,
-    batch: Annotated[int, typer.Option(min=1, help="Images per run.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Images per run.")] = 1,
     precision: Annotated[str, typer.Option(help="fp32; fp16 (onnx and tensorrt) or bf16 (openvino).")] = "fp32",
     target: Annotated[str, typer.Option(help="GPUs to build for, as sm_86,sm_89; empty = the one in this machine.")] = "",
     pooled: Annotated[
@@ -55,12 +57,16 @@ def export(
     if target and engine != "tensorrt":
         raise EngineError("--target only applies to engine tensorrt")
     suffix = engines.compiled_class(engine).suffix
-    if out is not None and out.suffix in _SUFFIXES and out.suffix != suffix:
+    if out is not None and out.suffix.lower() in _SUFFIXES and out.suffix != suffix:
         raise EngineError(f"--out {out}: a file for {engine} ends in {suffix}; without an ending it is a folder")
     if out is not None and out.suffix == suffix and len(targets) > 1:
         raise EngineError("several targets need a folder for --out, not a file")
     if out is None and batch > 1:
         raise EngineError(f"--batch {batch} needs --out: from the cache only engines for one image are used")
+    if out is not None:
+        from vl4ad_model.evaluation.outputs import check_writable
+
+        check_writable(out, folder=out.suffix != suffix)
     engines.require(engine)
     if engine == "openvino":
         engines.device_for(engine, device="cpu", precision=precision)
@@ -74,8 +80,8 @@ def export(
     name, network, config = _network(model, untrained, offline)
     own = config.network_size or (512, 1024)
     size = (height or own[0], width or own[1])
-    if min(size) < 32 or any(side % 32 for side in size):
-        raise EngineError(f"size {size[0]}x{size[1]} cannot be exported: height and width must be multiples of 32")
+    if min(size) < 32 or max(size) > MAX_SIDE or any(side % 32 for side in size):
+        raise EngineError(f"size {size[0]}x{size[1]} cannot be exported: height and width must be multiples of 32 up to {MAX_SIDE}")
     with_pooled = config.classifier != "in_vocabulary" if pooled is None else pooled
     for wanted in targets:
         with ProgressLine() as line:
@@ -90,7 +96,12 @@ def export(
             )
             if isinstance(compiled, tensorrt_engine.TensorRTEngine):
                 compiled.target_capability = wanted
-            content, origin = compiled.build(with_pooled)
+            try:
+                content, origin = compiled.build(with_pooled)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise EngineError(f"memory ran out at {size[0]}x{size[1]}, batch {batch}: {one_line(error)}") from None
         path = compiled.path(with_pooled)
         if out is None and origin.startswith("built, not"):
             raise EngineError(f"{path.name} was {origin}: set VL4AD_CACHE to a writable folder, or use --out")
@@ -126,8 +137,8 @@ def engines_list(json_file: JsonFile = None) -> None:
     files = Table(Column("file", overflow="fold"), "MB", "for", "made", title=f"{cache.folder}")
     for entry in entries:
         key = entry.description.get("key", {})
-        state = entry.description.get("made", "") if entry.whole else "[red]broken, will be built again[/red]"
-        files.add_row(entry.path.name, f"{entry.size / 1e6:.1f}", key.get("target", ""), state)
+        state = escape(str(entry.description.get("made", ""))) if entry.whole else "[red]broken, will be built again[/red]"
+        files.add_row(escape(entry.path.name), f"{entry.size / 1e6:.1f}", escape(str(key.get("target", ""))), state)
     console.print(files if entries else f"no compiled engines in {cache.folder}", soft_wrap=True, highlight=False)
     if json_file:
         listed = [{"file": e.path.name, "bytes": e.size, "whole": e.whole, **e.description} for e in entries]
@@ -144,13 +155,15 @@ def engines_clean(
 
     here = {}
     for name in engines.ENGINES[2:]:
-        if not engines.missing(name):
-            with contextlib.suppress(EngineError):  # installed, but not whole
-                here[name] = engines.compiled_class(name).library_key()
-    removed = EngineCache().clean(here, everything=everything)
-    for path in removed:
+        with contextlib.suppress(Vl4adError):  # not installed, or not whole
+            engines.require(name)
+            here[name] = engines.compiled_class(name).library_key()
+    cleaned = EngineCache().clean(here, everything=everything)
+    for path in cleaned.removed:
         print(f"removed {path.name}")
-    print(f"{len(removed)} files removed")
+    for path, why in cleaned.kept.items():
+        print(f"kept {path.name}: {why}")
+    print(f"{len(cleaned.removed)} files removed")
 
 
 def benchmark_engines(
@@ -159,7 +172,7 @@ def benchmark_engines(
     only: Annotated[str, typer.Option("--engines", help="Some of torch,onnx,openvino,tensorrt; default: all that work here.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, fp16 (GPU) or bf16 (openvino).")] = "fp32",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 = all.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 = all.")] = 0,
     repeat: Annotated[int, typer.Option(min=3, help="Timed images per engine; engines take turns.")] = 50,
     hazards: Annotated[int, typer.Option(help="Number of hazard prompts.")] = 8,
     floor: Annotated[
@@ -236,6 +249,8 @@ def _network(model: str, untrained: bool, offline: bool) -> tuple[str, FCCLIP, F
         fill_deterministically(network)
         return f"{model}-untrained", network.requires_grad_(False), config
     files = registry.locate(model, offline=offline)
+    if not untrained and (files.decoder is None or files.clip is None):
+        raise EngineError(f"model {files.name} has no weights (decoder.safetensors and clip.safetensors): add --untrained to go on")
     network, config = registry.build_network(files)
     return files.name, network, config
 
@@ -257,13 +272,14 @@ def _availability(name: str) -> str:
         return f"torch {torch.__version__} on cpu" + (" and cuda" if gpu else "")
     if lacking := engines.missing(name):
         return f"no: '{lacking}' is not installed (pip install 'vl4ad_ros[{engines.pip_extra(name)}]')"
+    try:
+        engines.require(name)
+    except EngineError as error:
+        return f"no: {error}"
     if name == "tensorrt":
         from vl4ad_model.engines.tensorrt_engine import library
 
-        try:
-            module = library()
-        except EngineError as error:
-            return f"no: {error}"
+        module = library()
         return f"{module.__name__} {module.__version__}" + ("" if gpu else ": builds with --target, runs only with a GPU")
     if name == "onnx":
         import onnxruntime

@@ -143,7 +143,7 @@ class CompiledEngine(Engine):
         report("done", 1.0)
         return content, origin
 
-    def _built(self, pooled: bool, report: Reporter) -> tuple[bytes, str]:
+    def _built(self, pooled: bool, report: Reporter, *, rebuild: bool = False) -> tuple[bytes, str]:
         def make() -> bytes:
             from vl4ad_model.engines import onnx_export
 
@@ -158,18 +158,26 @@ class CompiledEngine(Engine):
                 precision=self.precision,
                 pooled=pooled,
             )
-            if self._cancelled.is_set():
-                raise EngineError("the build was cancelled")
+            self._check_cancelled()
             report("compiling", report.export_share)
             return self.compile(model, report)
+
+        def wait() -> None:
+            self._check_cancelled()
+            report("waiting for another process that builds it", 0.0)
 
         return self._cache.get_or_build(
             self.key(pooled),
             self.model_name,
             self.suffix,
             make,
-            waiting=lambda: report("waiting for another process that builds it", 0.0),
+            waiting=wait,
+            rebuild=rebuild,
         )
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise EngineError("the build was cancelled")
 
     def _reporter(self) -> Reporter:
         return Reporter(self.name, self.callback, self.export_share, self._cancelled)
@@ -201,8 +209,7 @@ class CompiledEngine(Engine):
             if runner is None:  # out here the exception no longer holds on to what was loaded
                 # What this machine's library or driver refuses would be refused at every start.
                 log.warning("%s is built again: it cannot be loaded (%s)", self.path(pooled).name, problem)
-                self._cache.discard(self.path(pooled))
-                content, origin = self._built(pooled, report)
+                content, origin = self._built(pooled, report, rebuild=True)
                 runner = self._loaded(content, report)
             self._runners[pooled] = runner
             log.info("%s: %s", self.name, origin)
@@ -234,8 +241,10 @@ class CompiledEngine(Engine):
                 f"not {images.dtype} {'x'.join(map(str, images.shape[1:]))}"
             )
         self.prepare(pooled)
-        runner = self._runners.get(pooled) or self._runners[True]
         with self._runs:
+            runner = self._runners.get(pooled) or self._runners.get(True)
+            if runner is None:
+                raise EngineError(f"{self.name} was closed")
             parts = [runner.run(chunk)[:] for chunk in self._chunks(images)]
         count = len(images)
         guide = None

@@ -187,6 +187,7 @@ class ServingEngine(Engine):
     # --- running --------------------------------------------------------------------------------------------------------
 
     def propose(self, images: np.ndarray, image_size: tuple[int, int] | None = None, *, pooled: bool = True) -> MaskProposals:
+        self._check_open()
         self.prepare(pooled)
         compiled = self._compiled
         if compiled is not None and compiled.ready(pooled):
@@ -196,6 +197,7 @@ class ServingEngine(Engine):
                     self._let_go_of_fallback()
                 return proposals
             except Exception as error:
+                self._check_open()
                 if isinstance(error, Vl4adError) and not is_out_of_memory(error):
                     raise  # the caller's mistake, or one that the engine has explained
                 failure = _Failure.of(error)
@@ -211,6 +213,7 @@ class ServingEngine(Engine):
             except Exception as error:
                 if fallback is not self._fallback and not self._closed:
                     continue  # another thread has given it up, and closed it under this image
+                self._check_open()
                 if not isinstance(error, (RuntimeError, MemoryError)):
                     raise
                 failure = _Failure.of(error)
@@ -221,6 +224,10 @@ class ServingEngine(Engine):
                     raise MemoryError(f"out of memory: {failure.text}")
                 raise EngineError(f"engine {fallback.name} failed on {fallback.device}: {failure.text}")
             self._give_up(fallback, failure)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("the engine was closed") from None
 
     def _in_halves(self, images: np.ndarray, image_size: tuple[int, int] | None, pooled: bool) -> MaskProposals:
         half = len(images) // 2

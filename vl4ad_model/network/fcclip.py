@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vl4ad_model.errors import CheckpointError
+from vl4ad_model.image_files import MAX_SIDE
 from vl4ad_model.network.clip import FrozenClip, build_open_clip
 from vl4ad_model.network.mask_decoder import MaskDecoder, QueryMasks
 from vl4ad_model.network.pixel_decoder import PixelDecoder
@@ -98,14 +100,51 @@ class FCCLIPConfig:
             raise CheckpointError("config.json names no clip_model")
         frozen = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
         for field in dataclasses.fields(cls):
-            # People write 13 for 13.0; a compiled kernel takes a whole number for another kind of argument.
-            if field.type == "float" and type(frozen.get(field.name)) is int:
-                frozen[field.name] = float(frozen[field.name])
+            if field.name in frozen:
+                # People write 13 for 13.0; a compiled kernel takes a whole number for another kind of argument.
+                if field.type == "float" and type(frozen[field.name]) is int:
+                    frozen[field.name] = float(frozen[field.name])
+                if wanted := _wanted(field.name, str(field.type), frozen[field.name]):
+                    raise CheckpointError(f"config.json: {field.name} must be {wanted}, not {values[field.name]!r:.60}")
         return cls(**frozen)
 
     def to_json(self) -> str:
         """Stable JSON text, readable and usable as part of a cache key."""
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+
+
+def _wanted(name: str, kind: str, value: Any) -> str:
+    """What an entry of `FCCLIPConfig` should be; empty where the value is that."""
+
+    def numbers(count: int | None, sort: type | tuple[type, ...]) -> bool:
+        right = isinstance(value, tuple) and (count is None or len(value) == count)
+        return right and all(isinstance(part, sort) and not isinstance(part, bool) and math.isfinite(part) for part in value)
+
+    if name == "network_size":
+        multiples = numbers(2, int) and all(32 <= side <= MAX_SIDE and side % 32 == 0 for side in value)
+        return "" if value is None or multiples else f"null or [height, width], multiples of 32 up to {MAX_SIDE}"
+    if name in _CHOICES:
+        return "" if value in _CHOICES[name] else f"one of {', '.join(_CHOICES[name])}"
+    if kind == "float":
+        return "" if isinstance(value, float) and math.isfinite(value) else "a number"
+    if kind == "int":
+        return "" if type(value) is int and value >= 0 else "a whole number"
+    if kind == "bool":
+        return "" if isinstance(value, bool) else "true or false"
+    if kind == "str":
+        return "" if isinstance(value, str) else "a string"
+    if kind == "tuple[str, ...]":
+        return "" if isinstance(value, tuple) and all(isinstance(part, str) for part in value) else "a list of strings"
+    if kind == "tuple[int, int, int]":
+        return "" if numbers(3, int) and min(value) >= 0 else "three whole numbers"
+    if kind == "tuple[float, float, float]":
+        positive = name == "pixel_std"
+        right = numbers(3, (int, float)) and not (positive and min(value) <= 0)
+        return "" if right else "three numbers" + " above 0" * positive
+    return ""
+
+
+_CHOICES = {"classifier": ("in_vocabulary", "out_of_vocabulary", "ensemble"), "scoring": ("max", "normalized")}
 
 
 class FCCLIP(nn.Module):

@@ -41,6 +41,14 @@ def test_some_bad_images_are_a_warning_of_the_last_seconds_only(monkeypatch):
     assert said(statistics)[0] == DiagnosticStatus.OK
 
 
+def test_images_without_stamps_are_a_warning():
+    statistics = CameraStatistics()
+    statistics.arrived()
+    statistics.published_one(None, {}, "64x48 rgb8")
+    level, message = said(statistics)
+    assert level == DiagnosticStatus.WARN and "images have no stamp" in message and "unknown" not in message
+
+
 def test_one_answer_in_the_window_is_an_answer():
     statistics = CameraStatistics()
     for _ in range(3):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -130,6 +132,25 @@ def test_without_a_compiler_the_tiles_serve_and_the_log_says_so(monkeypatch, cap
             proposals, classifier = make(8, (8, 8), (32, 32), 0, 3.0)
             maps = Scorer().score(proposals, classifier)[0]
         assert np.isfinite(maps.anomaly.numpy()).all() and "no C compiler here" in caplog.text
+    finally:
+        native_scoring.library.cache_clear()
+
+
+def test_a_library_that_is_refused_is_compiled_again_and_kept(monkeypatch, tmp_path, caplog):
+    monkeypatch.setenv("VL4AD_CACHE", str(tmp_path))
+    native_scoring.library.cache_clear()
+    try:
+        if native_scoring.library() is None:
+            pytest.skip("no C compiler here")
+        (path,) = (tmp_path / "engines").glob("*.so")
+        whole, junk = path.read_bytes(), b"no library, but as its description says"
+        description = path.with_name(path.name + ".json")
+        values = json.loads(description.read_text())
+        description.write_text(json.dumps(values | {"size": len(junk), "sha256": hashlib.sha256(junk).hexdigest()}))
+        path.write_bytes(junk)
+        native_scoring.library.cache_clear()
+        assert native_scoring.library() is not None and "built again: it cannot be loaded" in caplog.text
+        assert len(path.read_bytes()) == len(whole)
     finally:
         native_scoring.library.cache_clear()
 

@@ -14,7 +14,7 @@ pytest.importorskip("rclpy", reason="rclpy is not installed")
 from builtin_interfaces.msg import Time
 from ros_fixtures import SMALL, new_domain, picture, running_detector
 from rosgraph_msgs.msg import Clock as ClockMessage
-from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
 from vl4ad_model.vocabulary import Vocabulary
@@ -245,7 +245,13 @@ def test_a_vocabulary_file_can_be_changed_reloaded_and_lost(user, tmp_path):
     successful, said = user.reload_vocabulary()
     assert successful and "3 classes and 1 hazards" in said
     assert hazards_of(words_of(user, lambda content: content["vocabulary"] == "second")) == ["ladder"]
+    # An editor that is in the middle of it: other words change, the file's own stay as they were read.
+    file.write_text("name: third\nclasses: [ground, {name: wall\n")
+    assert user.set_parameter("hazard_prompts", ["bollard"]) == (True, "")
+    content = words_of(user, lambda content: hazards_of(content) == ["ladder", "bollard"])
+    assert content["vocabulary"] == "second"
     file.unlink()
+    assert user.set_parameter("hazard_prompts", []) == (True, "")
     successful, said = user.reload_vocabulary()
     assert not successful and "cannot be read" in said and "old words stay" in said
     answered(user, picture())
@@ -318,6 +324,18 @@ def test_a_topic_of_another_type_is_said():
         user.node.create_publisher(CompressedImage, "/image", 1)
         said = user.wait_for(lambda _: "carries sensor_msgs/msg/CompressedImage" in detector.log, timeout=15)
         assert said and "start the detector with -p image_transport:=compressed" in detector.log
+
+
+def test_a_camera_that_publishes_the_other_kind_of_image_on_the_other_topic_is_said():
+    for transport, kind, topic in (("raw", CompressedImage, "/image/compressed"), ("compressed", Image, "/image")):
+        with running_detector({"image_transport": transport}, client={"image_topic": "/elsewhere"}, connect=False) as (
+            detector,
+            user,
+        ):
+            user.node.create_publisher(kind, topic, 1)
+            other = "compressed" if transport == "raw" else "raw"
+            hint = f"but on {topic}: start the detector with -p image_transport:={other}"
+            assert user.wait_for(lambda _, hint=hint, detector=detector: hint in detector.log, timeout=15), detector.log
 
 
 # --- diagnostics ------------------------------------------------------------------------------------------------------------

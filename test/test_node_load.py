@@ -240,6 +240,20 @@ def test_ros_arguments_that_cannot_be_read_are_one_more_line_and_status_2(argume
         assert "vl4ad_detector: " in detector.log and "Couldn't parse" in detector.log and "Traceback" not in detector.log
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--help"], 0, "usage: detector [--ros-args"),
+        (["--bogus"], 2, "vl4ad_detector: unknown argument '--bogus': parameters come after --ros-args"),
+        (["image:=/camera", "--ros-args", "-p", "engine:=torch"], 2, "unknown argument 'image:=/camera'"),
+    ],
+)
+def test_arguments_that_are_not_for_ros_start_no_node(arguments, status, said):
+    command = [sys.executable, "-m", "vl4ad_ros.detector_node", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == status and said in done.stdout + done.stderr and "loading" not in done.stderr
+
+
 def test_a_misspelt_parameter_is_said():
     with DetectorProcess({**SMALL, "autostart": False, "hazard_promts": ["tyre"]}, domain=new_domain()) as detector:
         detector.wait_until_said("did you mean 'hazard_prompts'", timeout=60)

@@ -103,11 +103,11 @@ def _from_memory(content: bytes) -> ctypes.CDLL | None:
     try:
         with open(handle, "wb", closefd=False) as stream:
             stream.write(content)
+        # Never closed: whoever got its number would be taken for it, since the loader knows a library by its name.
         return ctypes.CDLL(f"/proc/self/fd/{handle}")
     except OSError:
-        return None
-    finally:
         os.close(handle)
+        return None
 
 
 def score(

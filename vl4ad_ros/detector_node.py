@@ -92,6 +92,8 @@ class DetectorNode(LifecycleNode):
         self._worker: NewestFrameWorker | None = None
         self._words: LatestJob | None = None
         self._checked: tuple[parameters.Settings, Vocabulary] | None = None
+        # The file as it was last read, and its name: an editor that is not done must not keep other words from changing.
+        self._file: tuple[str, Vocabulary] | None = None
         self._threshold = _Threshold(self.settings.anomaly_threshold)
         self._words_in_use = True  # False when the parameters say words that could not be taken over
         self._inputs: list[CameraInput] = []
@@ -192,7 +194,8 @@ class DetectorNode(LifecycleNode):
 
         def load() -> None:
             try:
-                vocabulary = settings.build_vocabulary()
+                of_file = settings.read_vocabulary()
+                vocabulary = of_file.adding_hazards(settings.hazard_prompts)
                 from vl4ad_model.segmenter import Segmenter
 
                 segmenter = Segmenter.load(
@@ -214,6 +217,7 @@ class DetectorNode(LifecycleNode):
 
                     # The first image takes several times as long as the others: better here than when it counts.
                     segmenter.segment(np.full((*segmenter.network_size, 3), 127, np.uint8))
+                self._file = settings.vocabulary_file, of_file
                 outcome.append(segmenter)
             except ModuleNotFoundError as error:
                 outcome.append(Vl4adError(f"the package '{error.name}' is not installed: pip install 'vl4ad_ros[model]'"))
@@ -408,10 +412,11 @@ class DetectorNode(LifecycleNode):
                     raise parameters.ParameterError(f"{parameter.name} cannot be deleted")
             settings = parameters.changed(self.settings, {parameter.name: parameter.value for parameter in changes})
             if not settings.same_words(self.settings):
-                vocabulary = settings.build_vocabulary()
+                of_file = self._vocabulary_of_file(settings)
+                vocabulary = of_file.adding_hazards(settings.hazard_prompts)
                 if self._segmenter is not None:
                     self._segmenter.check_words(vocabulary, settings.classifier_or_none)
-                self._checked = settings, vocabulary
+                self._checked = settings, of_file
         except Vl4adError as error:
             return SetParametersResult(successful=False, reason=str(error))
         except Exception as error:  # an exception of a callback would end the node
@@ -439,23 +444,31 @@ class DetectorNode(LifecycleNode):
         if self._worker is not None:
             self._worker.poke()  # LabelInfo says it, also while no image comes
 
-    def _change_words(self, vocabulary: Vocabulary | None) -> None:
+    def _vocabulary_of_file(self, settings: parameters.Settings) -> Vocabulary:
+        """What the file said when it was last read; read now only where another file is named."""
+        known = self._file
+        return known[1] if known is not None and known[0] == settings.vocabulary_file else settings.read_vocabulary()
+
+    def _change_words(self, of_file: Vocabulary | None) -> None:
         """Encode new words beside the running images and swap them in as one.
 
         Args:
-            vocabulary: of the present settings, as it was checked: its file may be another by now; None = read it.
+            of_file: what the file of the present settings said when it was checked; None = as it was last read.
         """
         segmenter, words, worker, settings = self._segmenter, self._words, self._worker, self.settings
         if segmenter is None or words is None or worker is None:
             return
+        if of_file is not None:  # here and not in the job, which newer words may replace before it begins
+            self._file = settings.vocabulary_file, of_file
 
         def change() -> None:
             # One that was set together with these words begins with the first frame that has them.
             upcoming = segmenter.words.version + 1
             before = self._threshold.for_version(upcoming - 1)
             self._threshold = _Threshold(self.settings.anomaly_threshold, upcoming, before)
+            words_of_file = of_file or self._vocabulary_of_file(settings)
             version = segmenter.reconfigure(
-                vocabulary=vocabulary or settings.build_vocabulary(),
+                vocabulary=words_of_file.adding_hazards(settings.hazard_prompts),
                 classifier=settings.classifier_or_none or segmenter.default_classifier,
                 merge_classes=settings.merge_classes,
                 scoring=settings.scoring_or_none or segmenter.default_scoring,
@@ -479,7 +492,8 @@ class DetectorNode(LifecycleNode):
     def _reload_vocabulary(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         del request
         try:
-            vocabulary = self.settings.build_vocabulary()
+            of_file = self.settings.read_vocabulary()
+            vocabulary = of_file.adding_hazards(self.settings.hazard_prompts)
             if self._segmenter is not None:
                 self._segmenter.check_words(vocabulary)
         except Exception as error:  # one that left a callback would end the node
@@ -487,7 +501,7 @@ class DetectorNode(LifecycleNode):
             response.success, response.message = False, f"{self._last_error}; the old words stay"
             self.get_logger().warning(response.message)
             return response
-        self._change_words(vocabulary)
+        self._change_words(of_file)
         response.success = True
         response.message = f"{vocabulary.known_count} classes and {vocabulary.hazard_count} hazards of '{vocabulary.name}'"
         return response
@@ -570,6 +584,9 @@ def _cause(text: str) -> str:
 def run(arguments: list[str] | None = None) -> int:
     """Run the node until it is asked to end.
 
+    Args:
+        arguments: as sys.argv, the program's name first; None = sys.argv.
+
     Returns:
         exit status: 0 after SIGINT or SIGTERM, 2 for a user's mistake.
     """
@@ -580,6 +597,9 @@ def run(arguments: list[str] | None = None) -> int:
         signal.signal(signal.SIGINT, lambda *_: None)
     node, status = None, 0
     try:
+        if mistake := _asked_otherwise((sys.argv if arguments is None else arguments)[1:]):
+            print(mistake, file=sys.stderr if mistake.startswith("vl4ad_detector:") else sys.stdout)
+            return USER_ERROR if mistake.startswith("vl4ad_detector:") else 0
         try:
             rclpy.init(args=arguments)
         except Exception as error:  # a parameter file or an argument that cannot be read; rclpy's exceptions differ by version
@@ -610,6 +630,26 @@ def run(arguments: list[str] | None = None) -> int:
                 node.destroy_node()
         rclpy.try_shutdown()
     return status
+
+
+USAGE = """usage: detector [--ros-args -p NAME:=VALUE ... -r image:=/your/topic ... --params-file FILE]
+
+Finds what nobody trained for in camera images. Parameters and topics: docs/ros.md, config/detector.yaml, `ros2 param describe`."""
+
+
+def _asked_otherwise(arguments: list[str]) -> str:
+    """What to say instead of starting: the usage, or what is wrong with arguments that are not ROS's; empty = start."""
+    own, ros = [], False
+    for argument in arguments:
+        if argument == "--ros-args":
+            ros = True
+        elif ros:
+            ros = argument != "--"
+        else:
+            own.append(argument)
+    if {"-h", "--help"} & set(own):
+        return USAGE
+    return f"vl4ad_detector: unknown argument '{own[0]}': parameters come after --ros-args (see --help)" if own else ""
 
 
 def _start(node: DetectorNode) -> bool:

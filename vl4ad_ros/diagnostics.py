@@ -192,6 +192,9 @@ def camera_status(name: str, snapshot: CameraSnapshot, counts: Mapping[str, int]
     elif old > OLD_SECONDS or old < -OLD_SECONDS:
         kind = f"{old:.1f} s old" if old > 0 else f"{-old:.1f} s in the future"
         level, message = DiagnosticStatus.WARN, f"images are {kind} when published: check clocks, use_sim_time and the load"
+    elif snapshot.answered and old != old:
+        level = DiagnosticStatus.WARN
+        message = f"{snapshot.rate_out:.1f} Hz, images have no stamp: outputs cannot be matched to them"
     elif snapshot.rate_in and not snapshot.answered:
         why = "no answer yet" if snapshot.watched else "nobody subscribes to the outputs"
         message = f"{snapshot.rate_in:.1f} Hz arrive, {why}"

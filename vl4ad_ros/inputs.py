@@ -71,6 +71,8 @@ class CameraInput:
             return ""
         self._seconds += 1
         publishers = self._publishers()
+        if not publishers and self._seconds >= 2 and (other := self._other_transport()):
+            return other
         if not publishers:
             name = f"{self.camera}/image" if self.camera else "image"
             launched = "image:=[/one, /for, /each] beside cameras:=" if self.camera else "image:=/your/topic"
@@ -87,6 +89,16 @@ class CameraInput:
         if self._seconds >= 3:
             return f"{self.topic} has a publisher but no image arrives: large images need the transport profile, see docs/ros.md"
         return ""
+
+    def _other_transport(self) -> str:
+        """What to say where the camera publishes the other kind of image, on the other topic; empty where it does not."""
+        compressed = self._transport == "compressed"
+        topic = self.topic.removesuffix("/compressed") if compressed else self.topic + "/compressed"
+        wanted = "raw" if compressed else "compressed"
+        if not any(_TYPES.get(each.topic_type) == wanted for each in self._node.get_publishers_info_by_topic(topic)):
+            return ""
+        hint = f"start the detector with -p image_transport:={wanted} (ros2 launch: no -p)"
+        return f"no publisher on {self.topic}, but on {topic}: {hint}"
 
     def destroy(self) -> None:
         self._node.destroy_subscription(self._subscription)

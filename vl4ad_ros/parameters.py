@@ -171,14 +171,13 @@ class Settings:
     def scoring_or_none(self) -> str | None:
         return None if self.scoring == AUTOMATIC else self.scoring
 
-    def build_vocabulary(self) -> Vocabulary:
-        """The known classes and hazards of the file, then the hazards of `hazard_prompts`.
+    def read_vocabulary(self) -> Vocabulary:
+        """The known classes and hazards of the file, without `hazard_prompts`.
 
         Raises:
-            VocabularyError: the file or a prompt is not usable.
+            VocabularyError: the file is not usable.
         """
-        vocabulary = Vocabulary.from_yaml(self.vocabulary_file) if self.vocabulary_file else Vocabulary.cityscapes()
-        return vocabulary.adding_hazards(self.hazard_prompts)
+        return Vocabulary.from_yaml(self.vocabulary_file) if self.vocabulary_file else Vocabulary.cityscapes()
 
 
 def prompts_from(value: Any) -> tuple[str, ...]:

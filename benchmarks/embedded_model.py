@@ -19,11 +19,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vl4ad_model import prompts, registry
+from vl4ad_model import engines, prompts, registry
 from vl4ad_model.evaluation.exact_metrics import exact_metrics_of
 from vl4ad_model.evaluation.label_metrics import LabelMetrics, confusion_matrix, label_metrics
 from vl4ad_model.evaluation.scored_pixels import split_pixels
 from vl4ad_model.network.clip import tokenizer
+from vl4ad_model.network.fcclip import SIZE_MULTIPLE
 from vl4ad_model.network.proposals import MaskProposals
 from vl4ad_model.network_words import classifier_for
 from vl4ad_model.scenes.hazards import BY_NAME, GENERIC_PROMPTS
@@ -49,9 +50,13 @@ class Seen:
 
 
 class Model:
-    """The network and its words, scored on proposals that are computed once."""
+    """The network and its words, scored on proposals that are computed once.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        precision: OpenVINO computes them, in this precision; None = PyTorch.
+    """
+
+    def __init__(self, name: str, precision: str | None = None) -> None:
         files = registry.locate(name, offline=True)
         self.notice = files.notice
         self.network, self.config = registry.build_network(files)
@@ -62,13 +67,27 @@ class Model:
         )  # fmt: skip
         self._scorer = Scorer()
         self.edges = True  # off: masks are upsampled bilinearly
+        self._precision, self._engines = precision, {}
 
     def look(self, frames: Sequence[Frame]) -> list[Seen]:
         with torch.inference_mode():
+            if self._precision is not None:
+                return [Seen(f, self._compiled(f.rgb)) for f in frames]
             return [
                 Seen(f, self.network(torch.from_numpy(f.rgb.copy()).permute(2, 0, 1)[None], image_size=f.rgb.shape[:2]))
                 for f in frames
             ]
+
+    def _compiled(self, rgb: np.ndarray) -> MaskProposals:
+        height, width = (-(-side // SIZE_MULTIPLE) * SIZE_MULTIPLE for side in rgb.shape[:2])
+        if (height, width) not in self._engines:
+            self._engines[height, width] = engines.create(
+                self.network, engine="openvino", precision=self._precision, network_size=(height, width), model_name="benchmark"
+            )
+        image = np.empty((1, height, width, 3), np.uint8)
+        image[:] = np.round(self.config.pixel_mean)
+        image[0, : rgb.shape[0], : rgb.shape[1]] = rgb
+        return self._engines[height, width].propose(image, rgb.shape[:2])
 
     def words(self, vocabulary: Vocabulary, *, merge: bool = True, classifier: str | None = None, scoring: str | None = None):
         rows = self._text.encode_concepts([concept for group in vocabulary.concept_groups for concept in group])

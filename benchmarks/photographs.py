@@ -58,9 +58,12 @@ def main() -> None:
     parser.add_argument("--cutouts", type=Path)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--every", type=int, default=1, help="use every n-th photograph")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), help="of OpenVINO; default: PyTorch"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    model, base = Model(arguments.model), Vocabulary.cityscapes()
+    model, base = Model(arguments.model, arguments.precision), Vocabulary.cityscapes()
     words, frames = model.words(base), photographs(arguments.camvid, arguments.every)
     counts = np.zeros((len(CAMVID), len(CAMVID) + 1), np.int64)
     scores = []

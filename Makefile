@@ -27,11 +27,14 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make demo PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV_FLAGS) $(VENV)
 
+# make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu: PyTorch from there, and nothing else.
+TORCH_FROM := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+
 # torch alone, then torchvision without dependencies, then the rest: nothing may replace a CPU build of torch.
 $(VENV)/.vl4ad-torch: constraints.txt | $(BIN)/python
 	@echo "installing PyTorch and what else is needed into $(VENV): about 2 GB, some minutes the first time"
-	$(PIP) -c constraints.txt torch==2.13.0
-	$(PIP) -c constraints.txt --no-deps torchvision==0.28.0
+	$(PIP) $(TORCH_FROM) -c constraints.txt torch==2.13.0
+	$(PIP) $(TORCH_FROM) -c constraints.txt --no-deps torchvision==0.28.0
 	@touch $@
 
 SOURCES := $(shell find vl4ad_model vl4ad_ros launch config scripts -type f -not -name '*.pyc' 2>/dev/null)

@@ -58,9 +58,7 @@ def main() -> None:
     parser.add_argument("--cutouts", type=Path)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--every", type=int, default=1, help="use every n-th photograph")
-    parser.add_argument(
-        "--precision", choices=("fp32", "bf16"), help="of OpenVINO; default: PyTorch"
-    )
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="of OpenVINO; default: PyTorch")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     model, base = Model(arguments.model, arguments.precision), Vocabulary.cityscapes()

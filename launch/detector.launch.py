@@ -1,7 +1,7 @@
 """The detector, with the transport for large images, and RViz or Foxglove where they are wanted and installed.
 
 ros2 launch vl4ad_ros detector.launch.py image:=/camera/image_raw
-ros2 launch vl4ad_ros detector.launch.py image:=/camera/image_raw hazards:="tyre|tire;sofa" device:=cuda precision:=fp16
+ros2 launch vl4ad_ros detector.launch.py image:=/camera/image_raw hazards:="tyre|tire;cardboard box" device:=cuda precision:=fp16
 ros2 launch vl4ad_ros detector.launch.py cameras:="[front, left]" image:="[/cam0/image_raw, /cam1/image_raw]" rviz:=true
 """
 
@@ -33,7 +33,7 @@ ARGUMENTS = {
     "precision": ("", "fp32; fp16 for a GPU; bf16 for OpenVINO on a CPU that has it."),
     "network_size": ("", "[height, width] the network works at, multiples of 32; compiled engines of fcclip-* need one."),
     "parallel_images": ("", "Images worked on at once, 1 to 16: more per second, each later."),
-    "hazards": ("", "Hazards in words, separated by ';': \"tyre|tire;sofa\". They can be changed while the node runs."),
+    "hazards": ("", "Hazards in words, separated by ';': \"tyre|tire;cardboard box\". They can be changed while the node runs."),
     "params_file": (
         "",
         "YAML file of parameters, or several, '[mine.yaml, calibrated.yaml]': the later wins; empty = defaults.",

@@ -21,7 +21,7 @@ ARGUMENTS = {
     "rate": ("", "Playback speed relative to the recording; empty = as fast as the detector answers, no frame lost."),
     "model": ("tiny", "Model name or folder."),
     "engine": ("auto", "auto, torch, onnx, openvino or tensorrt."),
-    "hazards": ("", "Hazards in words, separated by ';': \"tyre|tire;sofa\"."),
+    "hazards": ("", "Hazards in words, separated by ';': \"tyre|tire;cardboard box\"."),
     "track": ("anomaly", "anomaly or obstacle."),
     "json": ("", "Write all numbers there."),
     "report": ("", "Folder for the report page."),

@@ -159,20 +159,34 @@ def with_legend(picture: np.ndarray, result: Segmentation) -> np.ndarray:
     Returns:
         (H + strip, W, 3) uint8 RGB.
     """
+    size = max(11, round(min(picture.shape[:2]) / 36))
+    counts = np.bincount(result.labels.ravel(), minlength=256)
+    return np.vstack((picture, legend_strip(result.vocabulary, counts, picture.shape[1], size=size, heat_from=_HEAT_FROM)))
+
+
+def legend_strip(vocabulary: Vocabulary, counts: np.ndarray, width: int, *, size: int, heat_from: float = 0.0) -> np.ndarray:
+    """A strip of colours and names, and the scale of the heat.
+
+    Args:
+        counts: (256,) pixels of each label. Hazards of which there are any and classes of which there are enough are shown, largest
+            first.
+        width: of the strip, pixels.
+        size: of the text, pixels.
+        heat_from: the score that is drawn darkest.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
     from PIL import Image, ImageDraw
 
-    width = picture.shape[1]
-    size = max(11, round(min(picture.shape[0], width) / 36))
-    gap = size // 2
-    vocabulary, known = result.vocabulary, result.vocabulary.known_count
-    counts = np.bincount(result.labels.ravel(), minlength=256)
+    gap, known = size // 2, vocabulary.known_count
     table = vocabulary.color_table()
     order = sorted((int(i) for i in np.flatnonzero(counts[: len(vocabulary.names)])), key=lambda i: (i < known, -counts[i]))
-    shown = [i for i in order if i >= known or counts[i] >= _LEGEND_SHARE * result.labels.size]
+    shown = [i for i in order if i >= known or counts[i] >= _LEGEND_SHARE * counts.sum()]
     entries = [(vocabulary.names[i], tuple(int(c) for c in table[i]), i >= known) for i in shown]
     font = _font(size)
     scale_width = size * 6
-    head = f"anomaly {_HEAT_FROM:g}", "1"
+    head = f"anomaly {heat_from:g}", "1"
     x, y, row = gap, gap, size + gap
     places = []
     start = int(font.getlength(head[0])) + scale_width + int(font.getlength(head[1])) + 5 * gap
@@ -187,7 +201,7 @@ def with_legend(picture: np.ndarray, result: Segmentation) -> np.ndarray:
     draw = ImageDraw.Draw(strip)
     draw.text((gap, gap), head[0], fill=(235, 235, 235), font=font)
     left = 2 * gap + int(font.getlength(head[0]))
-    scores = np.linspace(_HEAT_FROM, 1.0, scale_width, dtype=np.float32)[None].repeat(size, axis=0)
+    scores = np.linspace(heat_from, 1.0, scale_width, dtype=np.float32)[None].repeat(size, axis=0)
     strip.paste(Image.fromarray(anomaly_heatmap(scores)), (left, gap))
     draw.text((left + scale_width + gap, gap), head[1], fill=(235, 235, 235), font=font)
     for x, y, name, color, hazard in places:
@@ -195,4 +209,4 @@ def with_legend(picture: np.ndarray, result: Segmentation) -> np.ndarray:
             (x, y, x + size, y + size), fill=color, outline="white" if hazard else (90, 90, 90), width=2 if hazard else 1
         )
         draw.text((x + size + gap, y), name, fill="white" if hazard else (210, 210, 210), font=font)
-    return np.vstack((picture, np.asarray(strip)))
+    return np.asarray(strip)

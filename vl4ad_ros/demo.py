@@ -75,6 +75,7 @@ class Summary:
 
     Attributes:
         named: share of the named hazards' pixels that have the right name, 0..1; types never trained on are left out.
+        named_of_all: the same with those.
         recording: the bag with all that was sent and received.
         recorded: its topics and their numbers of messages.
     """
@@ -97,6 +98,7 @@ class Summary:
     fpr95_after: float
     hazards: list[HazardResult]
     named: float = float("nan")
+    named_of_all: float = float("nan")
     recording: str = ""
     recording_bytes: int = 0
     recorded: dict[str, int] = field(default_factory=dict)
@@ -313,7 +315,7 @@ def compare(
     sent = sum(map(len, playback.sent))
     metrics = [precision([(recording.frames[i].truth, answer.anomaly) for i, answer in part.items()]) for part in (before, after)]
     hazards = per_hazard(recording, before, after, prompts, node.get("model", ""))
-    named = [each for each in hazards if each.named == each.named and not each.never_trained]
+    named = [each for each in hazards if each.named == each.named]
     summary = Summary(
         model=node.get("model", "?"),
         engine=f"{node.get('engine', '?')} on {node.get('device', '?')}",
@@ -332,9 +334,15 @@ def compare(
         fpr95_before=metrics[0][1],
         fpr95_after=metrics[1][1],
         hazards=hazards,
-        named=sum(each.named * each.pixels for each in named) / sum(each.pixels for each in named) if named else float("nan"),
+        named=_share_named([each for each in named if not each.never_trained]),
+        named_of_all=_share_named(named),
     )
     return summary, before, after
+
+
+def _share_named(hazards: list[HazardResult]) -> float:
+    pixels = sum(each.pixels for each in hazards)
+    return sum(each.named * each.pixels for each in hazards) / pixels if pixels else float("nan")
 
 
 def precision(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:

@@ -37,9 +37,7 @@ def table(summary: Summary, page: Path) -> Table:
     result.add_row("words changed in", f"{summary.words_changed_in_s:.2f} s, while the images went on")
     result.add_section()
     if summary.named == summary.named:
-        result.add_row(
-            "named right", f"[bold]{summary.named:.0%}[/bold] of the named hazards' pixels{_of_which(summary)}; without names, none"
-        )
+        result.add_row("named right", f"[bold]{summary.named:.0%}[/bold] {_of_which(summary)}; without names, none")
     frames = f"over {summary.compared}"
     result.add_row("AP before / after", f"{summary.ap_before:.1%} / [bold]{summary.ap_after:.1%}[/bold] {frames}")
     result.add_row("FPR95 before / after", f"{summary.fpr95_before:.1%} / {summary.fpr95_after:.1%}")
@@ -66,7 +64,8 @@ def write(out: Path, recording: Recording, summary: Summary, before: dict[int, A
     """
     chosen = choose_frames(recording, sorted(before))
     rows = [_row(recording, index, before[index], after[index], summary.prompts) for index in chosen]
-    write_bytes(out / "demo.png", _png(_sheet(rows)))
+    counts = sum((np.bincount(after[index].labels.ravel(), minlength=256) for index in chosen), np.zeros(256, np.int64))
+    write_bytes(out / "demo.png", _png(_sheet(rows, summary.prompts, counts)))
     page = out / "index.html"
     write_bytes(page, _html(recording, summary, before, after, chosen, rows).encode("utf-8"))
     return page
@@ -129,9 +128,12 @@ def _outline(camera: np.ndarray, truth: np.ndarray) -> np.ndarray:
 TITLES = ("camera, hazards outlined", "labels before", "labels after naming", "anomaly before", "anomaly after naming")
 
 
-def _sheet(rows: list[list[np.ndarray]], width: int = 384, gap: int = 6) -> np.ndarray:
-    """All pictures on one sheet, with titles."""
+def _sheet(rows: list[list[np.ndarray]], prompts: list[str], counts: np.ndarray, width: int = 384, gap: int = 6) -> np.ndarray:
+    """All pictures on one sheet, with titles and a legend; `counts` (256,) are the pixels of each label after naming."""
     from PIL import Image, ImageDraw, ImageFont
+
+    from vl4ad_model.visualization import legend_strip
+    from vl4ad_model.vocabulary import Vocabulary
 
     if not rows:
         return np.zeros((16, 16, 3), np.uint8)
@@ -145,7 +147,7 @@ def _sheet(rows: list[list[np.ndarray]], width: int = 384, gap: int = 6) -> np.n
         for line, row in enumerate(rows):
             picture = Image.fromarray(row[column]).resize((width, height), Image.Resampling.LANCZOS)
             sheet.paste(picture, (column * (width + gap), top + line * (height + gap)))
-    return np.asarray(sheet)
+    return np.vstack((np.asarray(sheet), legend_strip(Vocabulary.cityscapes().with_hazards(prompts), counts, sheet.width, size=17)))
 
 
 def _png(rgb: np.ndarray) -> bytes:
@@ -172,7 +174,7 @@ body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:1500px;padding:2
 h1{font-size:28px;margin:0}h2{font-size:19px;margin:36px 0 8px}p{max-width:75ch;margin:6px 0}
 .cards{display:flex;flex-wrap:wrap;gap:12px;margin:20px 0}
 .card{background:var(--soft);border:1px solid var(--line);border-radius:10px;padding:10px 16px;min-width:130px}
-.card b{display:block;font-size:24px;white-space:nowrap}.card span{font-size:13px;opacity:.75}
+.card{max-width:300px}.card b{display:block;font-size:24px;white-space:nowrap}.card span{font-size:13px;opacity:.75}
 table{border-collapse:collapse}td,th{padding:5px 14px 5px 0;text-align:left;border-bottom:1px solid var(--line)}
 .frames{display:grid;grid-template-columns:repeat(5,1fr);gap:6px}.frames img{width:100%;display:block;border-radius:4px}
 .frames div{font-size:13px;opacity:.8;align-self:end}.frames .time{grid-column:1/-1;margin-top:8px}
@@ -194,11 +196,7 @@ def _html(
 ) -> str:
     prompts = json_list(summary.prompts)
     cards = [
-        *(
-            []
-            if summary.named != summary.named
-            else [(f"{summary.named:.0%}", "of the named hazards' pixels named right" + _of_which(summary))]
-        ),
+        *([] if summary.named != summary.named else [(f"{summary.named:.0%}", f"named right, {_of_which(summary)}")]),
         (f"{summary.rate_out:.1f} Hz", f"out, {summary.rate_in:.1f} Hz in"),
         (f"{summary.latency_p50:.0f} / {summary.latency_p99:.0f} ms", "latency p50 / p99"),
         (f"{summary.frames_dropped} of {summary.frames_sent}", "frames dropped"),
@@ -247,7 +245,9 @@ def _recorded(summary: Summary) -> str:
 
 
 def _of_which(summary: Summary) -> str:
-    return " (types trained on)" if any(hazard.never_trained for hazard in summary.hazards) else ""
+    if not any(hazard.never_trained and hazard.named == hazard.named for hazard in summary.hazards):
+        return "of the named hazards' pixels"
+    return f"of the pixels of types trained on ({summary.named_of_all:.0%} of all that are named: the others glow, unnamed)"
 
 
 def _title(hazard: HazardResult) -> str:
@@ -278,31 +278,33 @@ def _legend(prompts: list[str]) -> str:
 
 def _timeline(recording: Recording, before: dict[int, Answer], after: dict[int, Answer]) -> str:
     """Mean score on hazard pixels, before and after, over the time of the drive, as SVG."""
-    width, height, left, bottom = 1000, 220, 46, 30
+    width, height, left, bottom, top = 1000, 250, 46, 30, 34
     duration = max(recording.seconds, 1e-6)
 
-    def line(answers: dict[int, Answer], inside: int, color: str, dash: str = "") -> str:
+    def line(answers: dict[int, Answer], inside: int, color: str, dash: str = "", wide: float = 2.5) -> str:
         points = []
         for index in sorted(answers):
             mask = recording.frames[index].truth == inside
             if mask.sum() >= 50:
                 x = left + recording.frames[index].seconds / duration * (width - left - 10)
-                y = (height - bottom) * (1 - float(np.clip(answers[index].anomaly[mask].mean(), 0, 1))) + 4
+                y = top + (height - bottom - top) * (1 - float(np.clip(answers[index].anomaly[mask].mean(), 0, 1)))
                 points.append(f"{x:.1f},{y:.1f}")
-        return f'<polyline fill="none" stroke="{color}" stroke-width="2.5" stroke-dasharray="{dash}" points="{" ".join(points)}"/>'
+        return (
+            f'<polyline fill="none" stroke="{color}" stroke-width="{wide}" stroke-dasharray="{dash}" points="{" ".join(points)}"/>'
+        )
 
     grid = "".join(
         f'<line x1="{left}" x2="{width - 10}" y1="{y}" y2="{y}" stroke="#8884"/>'
         f'<text x="{left - 8}" y="{y + 4}" text-anchor="end">{value:g}</text>'
         for value in (0, 0.5, 1)
-        for y in [(height - bottom) * (1 - value) + 4]
+        for y in [top + (height - bottom - top) * (1 - value)]
     )
     ticks = "".join(
         f'<text x="{left + second / duration * (width - left - 10):.0f}" y="{height - 8}" text-anchor="end">{second} s</text>'
         for second in range(2, int(duration) + 1, 2)
     )
     legend = "".join(
-        f'<text x="{left + 12 + offset}" y="20" fill="{color}">{text}</text>'
+        f'<text x="{left + offset}" y="16" fill="{color}">{text}</text>'
         for offset, color, text in (
             (0, "#868e96", "— hazards before"),
             (150, "#e8590c", "— hazards after"),
@@ -311,9 +313,9 @@ def _timeline(recording: Recording, before: dict[int, Answer], after: dict[int, 
         )
     )
     lines = (
-        line(before, 1, "#868e96")
+        line(before, 1, "#868e96", wide=7)  # seen on both sides of what lies on it
         + line(after, 1, "#e8590c")
-        + line(before, 0, "#868e96", "5 5")
+        + line(before, 0, "#868e96", "5 5", wide=7)
         + line(after, 0, "#e8590c", "5 5")
     )
     return (

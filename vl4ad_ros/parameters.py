@@ -198,7 +198,7 @@ def prompts_from(value: Any) -> tuple[str, ...]:
         wrong = value
     raise ParameterError(
         f"hazard_prompts is a list of strings, but {wrong!r:.40} is {type(wrong).__name__}: put quotes around it, "
-        "\"['tyre|tire', 'sofa']\""
+        "\"['tyre|tire', 'cardboard box']\""
     )
 
 

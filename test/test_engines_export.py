@@ -68,6 +68,9 @@ def test_a_graph_is_valid_static_and_folded(exported):
     onnx.checker.check_model(exported, full_check=True)
     operators = {node.op_type for node in exported.graph.node}
     assert not operators & {*onnx_graph.FORBIDDEN, *onnx_graph.SIZE_ARITHMETIC}
+    constants = {tensor.name for tensor in exported.graph.initializer}
+    assert not [node.name for node in exported.graph.node if node.input and set(node.input) <= constants | {""}], "folded"
+    assert constants <= {name for node in exported.graph.node for name in node.input}, "all are used"
     assert {value.domain for value in exported.opset_import} == {""}
 
 

@@ -18,10 +18,13 @@ _FOLDED_LIMIT = 1 << 22  # elements; folding must not blow the file up
 
 
 def fold(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Make every size and every other constant expression an initializer.
+    """Make every size and every other constant expression an initializer, but for what would blow the file up.
 
     Torch's exporter leaves hundreds of Shape, Gather and Concat nodes although all sizes are known. Weights are set aside
     meanwhile, so that shape inference copies kilobytes and not the whole network.
+
+    Args:
+        model: is changed.
     """
     import onnx
     from onnx import numpy_helper
@@ -38,6 +41,8 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     light.graph.output.extend(_without_shape(output) for output in graph.output)
     light.graph.input.extend(onnx.helper.make_tensor_value_info(i.name, i.data_type, list(i.dims)) for i in weights.values())
     nodes = list(graph.node)
+    outputs = {output.name for output in graph.output}
+    same: dict[str, str] = {}  # copies of weights, by the weight's name
 
     changed = True
     while changed:
@@ -49,6 +54,8 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
         shapes = _static_shapes(inferred.graph)
         kept = []
         for node in nodes:
+            for position, name in enumerate(node.input):
+                node.input[position] = same.get(name, name)
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
             elif node.op_type == "Shape" and node.input[0] in shapes:
@@ -63,6 +70,23 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
                 feeds = {name: constants[name] for name in node.input if name}
                 results = ReferenceEvaluator(single).run(None, feeds)
                 constants.update(zip(node.output, map(np.asarray, results), strict=True))
+            elif node.op_type == "Identity" and node.input[0] in weights and node.output[0] not in outputs:
+                same[node.output[0]] = node.input[0]
+            elif (
+                node.input
+                and all(name == "" or name in constants or name in weights for name in node.input)
+                and _is_small([*(name for name in node.input if name in weights), *node.output], shapes)
+            ):
+                feeds = {n: constants[n] if n in constants else numpy_helper.to_array(weights[n]) for n in node.input if n}
+                results = ReferenceEvaluator(_single_node_model(node, feeds, model)).run(None, feeds)
+                for name, value in zip(node.output, map(np.asarray, results), strict=True):
+                    if value.size > _LARGE:
+                        weights[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+                        light.graph.input.append(
+                            onnx.helper.make_tensor_value_info(name, weights[name].data_type, list(weights[name].dims))
+                        )
+                    else:
+                        constants[name] = value
             else:
                 kept.append(node)
                 continue
@@ -80,6 +104,11 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     for output in light.graph.output:
         _set_shape(output, shapes[output.name])
     return light
+
+
+def _is_small(names: list[str], shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Whether all these are of known size, and few enough numbers to be kept besides."""
+    return all(name in shapes and np.prod(shapes[name], dtype=np.int64) <= _FOLDED_LIMIT for name in names)
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -59,9 +59,12 @@ class Words:
     @property
     def related(self) -> str:
         """Words that training did not use and what they are also read as; empty where there are none."""
-        return ", ".join(
-            f"'{word}' (read as '{trained}', too)" if trained else f"'{word}'" for word, trained in self.classifier.related
-        )
+        return ", ".join(f"'{word}' (read as '{trained}', too)" for word, trained in self.classifier.related if trained)
+
+    @property
+    def unrelated(self) -> str:
+        """Words that training did not use, nor any near them; empty where there are none."""
+        return ", ".join(f"'{word}'" for word, trained in self.classifier.related if not trained)
 
 
 class Segmenter:
@@ -260,8 +263,11 @@ class Segmenter:
     @property
     def unknown_words(self) -> str:
         """One line about words that training did not use, where the model reads those as others; empty where there are none."""
-        also = self._words.related
-        return f"not among the words of {self.model_name}'s training: {also}" if also else ""
+        related, unrelated = self._words.related, self._words.unrelated
+        if unrelated:
+            unrelated = f"with nothing near, so that hardly anything will be named so: {unrelated}"
+        found = "; ".join(part for part in (related, unrelated) if part)
+        return f"not among the words of {self.model_name}'s training: {found}" if found else ""
 
     @property
     def words(self) -> Words:

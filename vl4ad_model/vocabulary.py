@@ -287,6 +287,8 @@ def _concepts(values: Sequence[Any], title: str) -> tuple[str, ...]:
     concepts: list[str] = []
     for value in values:
         concept = _text(value, title)
+        if "|" in concept:
+            raise VocabularyError(f"{title}: '{concept:.60}' has a '|': list the alternatives of a class under 'concepts'")
         if concept.casefold() in (known.casefold() for known in concepts):
             raise VocabularyError(f"{title}: '{concept}' is listed twice")
         concepts.append(concept)

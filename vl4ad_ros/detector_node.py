@@ -148,8 +148,10 @@ class DetectorNode(LifecycleNode):
             return result
         except Vl4adError as error:
             self.load_problem = self._last_error = str(error)
-            say = self.get_logger().error if self.context.ok() else self.get_logger().info
-            say(f"cannot {what}: {error}")
+            if self.context.ok():  # two calls: rclpy refuses a second severity from one place
+                self.get_logger().error(f"cannot {what}: {error}")
+            else:
+                self.get_logger().info(f"cannot {what}: {error}")
             if what == "configure":
                 self._release()
             return TransitionCallbackReturn.FAILURE
@@ -186,7 +188,10 @@ class DetectorNode(LifecycleNode):
 
     def _say_unknown_words(self, segmenter: Segmenter) -> None:
         if segmenter.unknown_words:
-            self.get_logger().info(f"{segmenter.unknown_words:.500}")
+            if segmenter.words.unrelated:
+                self.get_logger().warning(f"{segmenter.unknown_words:.500}")
+            else:
+                self.get_logger().info(f"{segmenter.unknown_words:.500}")
 
     def _load(self, settings: parameters.Settings) -> Segmenter:
         """Load the model in a thread, so that the process can end, and tell, while it lasts."""
@@ -562,6 +567,7 @@ class DetectorNode(LifecycleNode):
                 "vocabulary version": words.version,
                 "hazards": ", ".join(hazard.prompt for hazard in words.vocabulary.hazards),
                 "words read as": words.related,
+                "words not known": words.unrelated,
                 "classifier": words.classifier_name,
                 "classes merged": words.merge_classes,
                 "scoring": words.scoring,

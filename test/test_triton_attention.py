@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
-from triton_interpreter import run_interpreted
+from triton_interpreter import CAPABILITIES, registers_and_spills, run_interpreted
 
 from vl4ad_model import triton_attention
 from vl4ad_model.network.deformable import MultiScaleDeformableAttention
@@ -66,6 +66,18 @@ def test_the_kernel_computes_what_grid_sample_does_in_tritons_interpreter():
 
 def test_without_a_gpu_the_kernel_does_not_apply():
     assert triton_attention.deformable_sum(*case(0)) is None
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("kind", ["fp16", "fp32"])
+def test_the_kernel_compiles_for_gpus_that_are_not_here_and_keeps_to_their_registers(capability, kind, tmp_path):
+    """As the FC-CLIP networks have it: 8 heads of 32 channels, 3 levels, 4 points. One register more than there are does no harm."""
+    pytest.importorskip("triton")
+    types = {name: f"*{kind}" for name in ("values", "offsets", "logits", "output")} | {"centres": "*fp32"}
+    constants = {"HEADS": 8, "LEVELS": 3, "POINTS": 4, "DEPTH": 32, "TOKENS": triton_attention._TOKENS}
+    kernel = triton_attention.kernels().deformable_sum
+    _, spilled = registers_and_spills(kernel, types, constants, capability, tmp_path, num_warps=triton_attention._WARPS)
+    assert spilled <= 16
 
 
 @pytest.mark.gpu

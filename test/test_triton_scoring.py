@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import re
-import subprocess
 import threading
-from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
-from triton_interpreter import run_interpreted
+from triton_interpreter import CAPABILITIES, registers_and_spills, run_interpreted
 
 from vl4ad_model import triton_scoring
 from vl4ad_model.network.upsampling import Guide
@@ -105,28 +102,18 @@ def test_the_kernel_computes_the_equations_in_tritons_interpreter():
 
 
 @pytest.mark.parametrize("guided", [False, True])
-@pytest.mark.parametrize("capability", [80, 89, 90, 120])
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_the_kernel_compiles_for_gpus_that_are_not_here_and_keeps_to_their_registers(capability, guided, tmp_path):
     """With up to 32 rows of words, which is what almost everybody has; a kernel that spills writes its numbers to memory."""
-    triton = pytest.importorskip("triton")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    kernel = triton_scoring.kernels().score_maps
+    pytest.importorskip("triton")
     types = {"masks": "*fp16", "matrix": "*fp32", "labels": "*u8", "anomaly": "*fp32", "unclaimed": "fp32", "tolerance": "fp32"}
     types |= {"image": "*u8", "colours": "*fp32"} if guided else {"image": "*fp16", "colours": "*fp16"}
     pairs = triton_scoring._GUIDED_PAIRS if guided else triton_scoring._PAIRS
     constants = {"GUIDED": guided, "ROWS": 32, "PAIRS": pairs, "QUERIES": triton_scoring._QUERIES}
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
     options = {"num_warps": triton_scoring._WARPS, "num_stages": triton_scoring._STAGES}
-    compiled = triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget("cuda", capability, 32), options=options)
-    source = tmp_path / "kernel.ptx"
-    source.write_text(compiled.asm["ptx"])
-    architecture = re.search(r"\.target (\w+)", compiled.asm["ptx"])[1]
-    assembler = Path(triton.__file__).parent / "backends/nvidia/bin" / ("ptxas-blackwell" if capability >= 100 else "ptxas")
-    arguments = [assembler, "-v", f"-arch={architecture}", source, "-o", tmp_path / "kernel.cubin"]
-    said = subprocess.run(arguments, capture_output=True, text=True, check=True).stderr
-    assert "0 bytes spill stores" in said and int(re.search(r"Used (\d+) registers", said)[1]) <= 168, said
+    kernel = triton_scoring.kernels().score_maps
+    registers, spilled = registers_and_spills(kernel, types, constants, capability, tmp_path, **options)
+    assert registers <= 168 and spilled == 0
 
 
 def test_without_a_gpu_the_kernel_does_not_apply():

@@ -71,7 +71,7 @@ def test_without_a_gpu_the_kernel_does_not_apply():
 @pytest.mark.parametrize("capability", CAPABILITIES)
 @pytest.mark.parametrize("kind", ["fp16", "fp32"])
 def test_the_kernel_compiles_for_gpus_that_are_not_here_and_keeps_to_their_registers(capability, kind, tmp_path):
-    """As the FC-CLIP networks have it: 8 heads of 32 channels, 3 levels, 4 points. One register more than there are does no harm."""
+    """As the FC-CLIP networks have it: 8 heads of 32 channels, 3 levels, 4 points. One register too few is fine."""
     pytest.importorskip("triton")
     types = {name: f"*{kind}" for name in ("values", "offsets", "logits", "output")} | {"centres": "*fp32"}
     constants = {"HEADS": 8, "LEVELS": 3, "POINTS": 4, "DEPTH": 32, "TOKENS": triton_attention._TOKENS}

@@ -1,4 +1,4 @@
-"""A GPU's kernels without a GPU: computed in Triton's interpreter in a process of its own, or compiled for GPUs that are not here."""
+"""A GPU's kernels without a GPU: computed in Triton's interpreter, or compiled for GPUs that are not here."""
 
 from __future__ import annotations
 

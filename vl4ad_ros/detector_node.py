@@ -471,7 +471,7 @@ class DetectorNode(LifecycleNode):
             upcoming = segmenter.words.version + 1
             before = self._threshold.for_version(upcoming - 1)
             self._threshold = _Threshold(self.settings.anomaly_threshold, upcoming, before)
-            words_of_file = of_file or self._vocabulary_of_file(settings)
+            words_of_file = self._vocabulary_of_file(settings) if of_file is None else of_file
             version = segmenter.reconfigure(
                 vocabulary=words_of_file.adding_hazards(settings.hazard_prompts),
                 classifier=settings.classifier_or_none or segmenter.default_classifier,

@@ -239,8 +239,12 @@ def _recorded(summary: Summary) -> str:
         f"<tr><td><code>{html.escape(topic)}</code></td><td>{count}</td></tr>" for topic, count in summary.recorded.items()
     )
     play = html.escape(f"ros2 bag play {summary.recording}")
+    again = max((count for topic, count in summary.recorded.items() if "image" in topic), default=0) - summary.frames_sent
+    repeated = ""
+    if again > 0:
+        repeated = f" {again} images more than the two rounds had: those that were not answered in both were sent again at the end."
     return f"""<h2>Recording</h2><p>Every image that was sent and every message that came back, as they were, in an mcap bag
-({summary.recording_bytes / 1e6:.0f} MB) that rosbag2 and Foxglove read: <code>{play}</code></p>
+({summary.recording_bytes / 1e6:.0f} MB) that rosbag2 and Foxglove read: <code>{play}</code>.{repeated}</p>
 <table><tr><th>topic</th><th>messages</th></tr>{rows}</table>"""
 
 

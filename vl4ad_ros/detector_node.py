@@ -249,7 +249,7 @@ class DetectorNode(LifecycleNode):
             if progress.fraction >= 1:
                 self.get_logger().info(f"{progress.engine} is ready after {progress.elapsed_s:.0f} s and takes over")
             elif self._throttle.allows(f"{progress.engine} {progress.stage}"):
-                self.get_logger().info(f"{progress}; images are answered meanwhile")
+                self.get_logger().info(f"{progress}; PyTorch answers images meanwhile")
 
     def _activate(self) -> None:
         assert self._worker is not None and self._labels is not None

@@ -262,7 +262,7 @@ class Segmenter:
 
     @property
     def unknown_words(self) -> str:
-        """One line about words that training did not use, where the model reads those as others; empty where there are none."""
+        """One line about words that training did not use: what they are also read as, and which have nothing near; or nothing."""
         related, unrelated = self._words.related, self._words.unrelated
         if unrelated:
             unrelated = f"with nothing near, so that hardly anything will be named so: {unrelated}"

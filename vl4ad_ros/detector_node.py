@@ -603,9 +603,13 @@ def run(arguments: list[str] | None = None) -> int:
         signal.signal(signal.SIGINT, lambda *_: None)
     node, status = None, 0
     try:
-        if mistake := _asked_otherwise((sys.argv if arguments is None else arguments)[1:]):
-            print(mistake, file=sys.stderr if mistake.startswith("vl4ad_detector:") else sys.stdout)
-            return USER_ERROR if mistake.startswith("vl4ad_detector:") else 0
+        own = _arguments_besides_ros((sys.argv if arguments is None else arguments)[1:])
+        if {"-h", "--help"} & set(own):
+            print(USAGE)
+            return 0
+        if own:
+            print(f"vl4ad_detector: unknown argument '{own[0]}': parameters come after --ros-args (see --help)", file=sys.stderr)
+            return USER_ERROR
         try:
             rclpy.init(args=arguments)
         except Exception as error:  # a parameter file or an argument that cannot be read; rclpy's exceptions differ by version
@@ -643,8 +647,8 @@ USAGE = """usage: detector [--ros-args -p NAME:=VALUE ... -r image:=/your/topic 
 Finds what nobody trained for in camera images. Parameters and topics: docs/ros.md, config/detector.yaml, `ros2 param describe`."""
 
 
-def _asked_otherwise(arguments: list[str]) -> str:
-    """What to say instead of starting: the usage, or what is wrong with arguments that are not ROS's; empty = start."""
+def _arguments_besides_ros(arguments: list[str]) -> list[str]:
+    """Those outside of --ros-args ... --."""
     own, ros = [], False
     for argument in arguments:
         if argument == "--ros-args":
@@ -653,9 +657,7 @@ def _asked_otherwise(arguments: list[str]) -> str:
             ros = argument != "--"
         else:
             own.append(argument)
-    if {"-h", "--help"} & set(own):
-        return USAGE
-    return f"vl4ad_detector: unknown argument '{own[0]}': parameters come after --ros-args (see --help)" if own else ""
+    return own
 
 
 def _start(node: DetectorNode) -> bool:

@@ -102,12 +102,20 @@ def device_for(engine: str, *, device: str = "auto", precision: str = "fp32", ne
     if precision == "fp16" and kind == "cpu":
         raise EngineError("precision fp16 needs a GPU: on the CPU use fp32")
     if precision == "bf16":
-        _check_bfloat16(engine, kind)
+        check_bfloat16(engine, kind)
     return device
 
 
-def _check_bfloat16(engine: str, kind: str) -> None:
-    """OpenVINO's alone: a CPU without instructions for it, and every other library, would take as long as in float32."""
+def check_bfloat16(engine: str, kind: str = "cpu") -> None:
+    """Make sure that bf16 can be had: OpenVINO's alone, since a CPU without it, and every other library, would gain nothing.
+
+    Args:
+        kind: of device, cpu or cuda.
+
+    Raises:
+        EngineError: it cannot.
+        MissingDependencyError: OpenVINO is not installed.
+    """
     if kind != "cpu":
         raise EngineError("precision bf16 is for the CPU: use fp16 on the GPU, or device cpu")
     if engine not in ("auto", "openvino"):

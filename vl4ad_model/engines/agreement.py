@@ -170,7 +170,8 @@ def _engine(network: FCCLIP, name: str, options: dict[str, Any]) -> Engine:
         from vl4ad_model.engines.torch_engine import TorchEngine
 
         return TorchEngine(network, **{key: options[key] for key in ("device", "precision", "network_size")})
-    engines.device_for(name, device=options["device"], precision="bf16" if options["precision"] == "bf16" else "fp32")
+    if options["precision"] == "bf16":
+        engines.check_bfloat16(name, options["device"].partition(":")[0])
     engines.require(name)
     return engines.compiled_class(name)(network, **options)
 

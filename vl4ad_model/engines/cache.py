@@ -178,16 +178,9 @@ class EngineCache:
 
     def entries(self) -> list[CacheEntry]:
         """Everything in the folder but locks, whole or not."""
-        found = []
-        for path in sorted(self.folder.glob("*")) if self.folder.is_dir() else []:
-            if path.suffix in (".json", ".lock") or not path.is_file():
-                continue
-            description = _read_json(path.with_name(path.name + ".json"))
-            with contextlib.suppress(FileNotFoundError):  # gone meanwhile
-                size = path.stat().st_size
-                whole = not path.name.endswith(_PARTIAL) and description.get("size") == size
-                found.append(CacheEntry(path, description, size, whole))
-        return found
+        paths = sorted(self.folder.glob("*")) if self.folder.is_dir() else []
+        found = (_entry(path) for path in paths if path.suffix not in (".json", ".lock"))
+        return [entry for entry in found if entry is not None]
 
     def clean(self, libraries: dict[str, str] | None = None, *, everything: bool = False) -> Cleaned:
         """Remove what can never be used again: broken files, and engines of another version of this package or of their library.
@@ -215,7 +208,7 @@ class EngineCache:
             base = entry.path.with_name(entry.path.name.partition(".build-")[0].removesuffix(".json"))
             try:
                 with self._lock(base, None, wait=False):
-                    again = next((each for each in self.entries() if each.path == entry.path), None)
+                    again = _entry(entry.path)  # who held the lock may have finished it
                     if again is not None and useless(again):
                         entry.path.unlink(missing_ok=True)
                         entry.path.with_name(entry.path.name + ".json").unlink(missing_ok=True)
@@ -290,6 +283,18 @@ class EngineCache:
         for left in self.folder.glob(glob.escape(path.name) + ".build-*" + _PARTIAL):
             with contextlib.suppress(OSError):
                 left.unlink(missing_ok=True)
+
+
+def _entry(path: Path) -> CacheEntry | None:
+    """What lies there; None where no file does, or no longer."""
+    try:
+        size = path.stat().st_size if path.is_file() else None
+    except FileNotFoundError:
+        size = None
+    if size is None:
+        return None
+    description = _read_json(path.with_name(path.name + ".json"))
+    return CacheEntry(path, description, size, not path.name.endswith(_PARTIAL) and description.get("size") == size)
 
 
 class _CannotLock(Exception):

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vl4ad_model.errors import EngineError, Vl4adError, one_line
-from vl4ad_model.image_files import MAX_SIDE
 from vl4ad_model.out_of_memory import is_out_of_memory
 from vl4ad_model.sizes import parse_size
 
@@ -44,6 +43,7 @@ def export(
     from vl4ad_model import engines
     from vl4ad_model.engines import tensorrt_engine
     from vl4ad_model.engines.cache import write_file
+    from vl4ad_model.image_files import MAX_SIDE
 
     if engine not in engines.ENGINES[2:]:
         raise EngineError(f"engine '{engine}' cannot be exported: use {', '.join(engines.ENGINES[2:])}")
@@ -51,8 +51,8 @@ def export(
         raise EngineError(f"precision '{precision}' is unknown: use {', '.join(engines.PRECISIONS)}")
     if engine == "openvino" and precision == "fp16":
         raise EngineError("engine openvino runs on the CPU, in fp32 or bf16: fp16 costs accuracy there and gains nothing")
-    if precision == "bf16" and engine != "openvino":
-        raise EngineError(f"precision bf16 needs engine openvino, not {engine}")
+    if precision == "bf16":
+        engines.check_bfloat16(engine)
     targets = [tensorrt_engine.parse_target(text) for text in target.split(",")] if target else [""]
     if target and engine != "tensorrt":
         raise EngineError("--target only applies to engine tensorrt")
@@ -68,8 +68,6 @@ def export(
 
         check_writable(out, folder=out.suffix != suffix)
     engines.require(engine)
-    if engine == "openvino":
-        engines.device_for(engine, device="cpu", precision=precision)
     for wanted in filter(None, targets):
         tensorrt_engine.check_target(wanted)
     if engine == "tensorrt" and not target:

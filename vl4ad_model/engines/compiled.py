@@ -249,9 +249,10 @@ class CompiledEngine(Engine):
         count = len(images)
         guide = None
         if self._network.config.colour_tolerance:
-            guide = torch.from_numpy(images).permute(0, 3, 1, 2)
+            pixels = torch.from_numpy(images)
             if self.device.startswith("cuda"):  # scoring takes it along without waiting for the network
-                guide = torch.from_numpy(images).pin_memory().permute(0, 3, 1, 2)
+                pixels = pixels.pin_memory()
+            guide = pixels.permute(0, 3, 1, 2)
         tensors = parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
         tensors = [tensor[:count] for tensor in tensors]
         return MaskProposals(

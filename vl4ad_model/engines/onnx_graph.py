@@ -62,29 +62,21 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
                 constants[node.output[0]] = _sliced_shape(node, shapes[node.input[0]])
             elif node.op_type == "Identity" and node.input[0] in constants:
                 constants[node.output[0]] = constants[node.input[0]]
-            elif node.input and all(name == "" or name in constants for name in node.input):
-                if any(np.prod(shapes.get(name, (0,)), dtype=np.int64) > _FOLDED_LIMIT for name in node.output):
-                    kept.append(node)
-                    continue
-                single = _single_node_model(node, constants, model)
-                feeds = {name: constants[name] for name in node.input if name}
-                results = ReferenceEvaluator(single).run(None, feeds)
-                constants.update(zip(node.output, map(np.asarray, results), strict=True))
             elif node.op_type == "Identity" and node.input[0] in weights and node.output[0] not in outputs:
                 same[node.output[0]] = node.input[0]
-            elif (
-                node.input
-                and all(name == "" or name in constants or name in weights for name in node.input)
-                and _is_small([*(name for name in node.input if name in weights), *node.output], shapes)
-            ):
-                feeds = {n: constants[n] if n in constants else numpy_helper.to_array(weights[n]) for n in node.input if n}
+            elif node.input and all(name == "" or name in constants or name in weights for name in node.input):
+                large = [name for name in node.input if name in weights]
+                if any(np.prod(shapes.get(name, (0,)), dtype=np.int64) > _FOLDED_LIMIT for name in (*large, *node.output)):
+                    kept.append(node)
+                    continue
+                feeds = {name: constants[name] for name in node.input if name in constants}
+                feeds |= {name: numpy_helper.to_array(weights[name]) for name in large}
                 results = ReferenceEvaluator(_single_node_model(node, feeds, model)).run(None, feeds)
                 for name, value in zip(node.output, map(np.asarray, results), strict=True):
                     if value.size > _LARGE:
                         weights[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
-                        light.graph.input.append(
-                            onnx.helper.make_tensor_value_info(name, weights[name].data_type, list(weights[name].dims))
-                        )
+                        described = onnx.helper.make_tensor_value_info(name, weights[name].data_type, list(value.shape))
+                        light.graph.input.append(described)
                     else:
                         constants[name] = value
             else:
@@ -104,11 +96,6 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
     for output in light.graph.output:
         _set_shape(output, shapes[output.name])
     return light
-
-
-def _is_small(names: list[str], shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Whether all these are of known size, and few enough numbers to be kept besides."""
-    return all(name in shapes and np.prod(shapes[name], dtype=np.int64) <= _FOLDED_LIMIT for name in names)
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:

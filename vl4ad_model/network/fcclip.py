@@ -90,7 +90,7 @@ class FCCLIPConfig:
         """From JSON values.
 
         Raises:
-            CheckpointError: an entry is unknown or `clip_model` is missing.
+            CheckpointError: an entry is unknown or not of its kind, or `clip_model` is missing.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
@@ -115,16 +115,19 @@ class FCCLIPConfig:
 
 def _wanted(name: str, kind: str, value: Any) -> str:
     """What an entry of `FCCLIPConfig` should be; empty where the value is that."""
+    from vl4ad_model.scoring import CLASSIFIERS, SCORINGS  # which needs other parts of this package
 
-    def numbers(count: int | None, sort: type | tuple[type, ...]) -> bool:
-        right = isinstance(value, tuple) and (count is None or len(value) == count)
+    choices = {"classifier": CLASSIFIERS, "scoring": SCORINGS}
+
+    def numbers(count: int, sort: type | tuple[type, ...]) -> bool:
+        right = isinstance(value, tuple) and len(value) == count
         return right and all(isinstance(part, sort) and not isinstance(part, bool) and math.isfinite(part) for part in value)
 
     if name == "network_size":
         multiples = numbers(2, int) and all(32 <= side <= MAX_SIDE and side % 32 == 0 for side in value)
         return "" if value is None or multiples else f"null or [height, width], multiples of 32 up to {MAX_SIDE}"
-    if name in _CHOICES:
-        return "" if value in _CHOICES[name] else f"one of {', '.join(_CHOICES[name])}"
+    if name in choices:
+        return "" if value in choices[name] else f"one of {', '.join(choices[name])}"
     if kind == "float":
         return "" if isinstance(value, float) and math.isfinite(value) else "a number"
     if kind == "int":
@@ -142,9 +145,6 @@ def _wanted(name: str, kind: str, value: Any) -> str:
         right = numbers(3, (int, float)) and not (positive and min(value) <= 0)
         return "" if right else "three numbers" + " above 0" * positive
     return ""
-
-
-_CHOICES = {"classifier": ("in_vocabulary", "out_of_vocabulary", "ensemble"), "scoring": ("max", "normalized")}
 
 
 class FCCLIP(nn.Module):

@@ -64,7 +64,7 @@ def test_segment_writes_labels_scores_and_overlay(tmp_path, street):
     (tmp_path / "words.yaml").write_text("classes: [{name: ground, concepts: [road, floor]}, thing]\nhazards: [sofa]")
     done = vl4ad(
         "segment", "street.png", "street.png", "--vocabulary", "words.yaml", "--hazard", "tyre|tire", "--out", "out", "--legend",
-        "--network-size", "192x320", "--json", "numbers.json", cwd=tmp_path,
+        "--network-size", "192x320", "--threshold", "-1", "--min-area", "0.9", "--json", "numbers.json", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     written = json.loads((tmp_path / "numbers.json").read_text())
@@ -74,6 +74,8 @@ def test_segment_writes_labels_scores_and_overlay(tmp_path, street):
     assert {"sofa", "tyre"} <= set(numbers["shares"]) <= {"ground", "thing", "sofa", "tyre"}
     assert "hazard sofa" in done.stdout and "hazard tyre" in done.stdout
     assert abs(sum(numbers["shares"].values()) - 1) < 1e-9
+    (everything,) = numbers["hazards"]
+    assert everything["box"] == [0, 0, street.shape[1], street.shape[0]] and set(everything["named"]) <= {"sofa", "tyre", "unknown"}
     labels = np.asarray(Image.open(tmp_path / "out/street_labels.png"))
     scores = np.load(tmp_path / "out/street_anomaly.npy")
     overlay = np.asarray(Image.open(tmp_path / "out/street_overlay.png"))

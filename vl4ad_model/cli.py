@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vl4ad_model.detections import MIN_AREA
 from vl4ad_model.errors import ImageError, Vl4adError
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ def segment(
         str | None, typer.Option(metavar="HxW", help="Fit images into this size, multiples of 32, such as 512x1024.")
     ] = None,
     legend: Annotated[bool, typer.Option("--legend", help="Add a colour legend below the overlay.")] = False,
+    threshold: Annotated[float, typer.Option(help="Score from which areas are listed in --json as hazards, named or not.")] = 0.5,
+    min_area: Annotated[float, typer.Option(min=0.0, max=1.0, help="Smallest of them, as a share of the image.")] = MIN_AREA,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, torch, onnx, openvino or tensorrt.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, fp16 (GPU) or bf16 (OpenVINO on a CPU that has it).")] = "fp32",
@@ -126,7 +129,7 @@ def segment(
 
     from rich.console import Console
 
-    from vl4ad_model import image_files, visualization
+    from vl4ad_model import detections, image_files, visualization
     from vl4ad_model.engines.commands import ProgressLine
     from vl4ad_model.evaluation.outputs import check_writable
     from vl4ad_model.segmenter import Segmenter
@@ -169,7 +172,8 @@ def segment(
         shares = _shares(result)
         score = {"max": float(result.anomaly.max()), "mean": float(result.anomaly.mean())}
         named = {entry.name: shares.get(entry.name, 0.0) for entry in words.hazards}
-        numbers.append({"image": str(path), "shares": shares | named, "anomaly": score})
+        found = [each.to_json_dict() for each in detections.find(result, threshold=threshold, min_area=min_area)]
+        numbers.append({"image": str(path), "shares": shares | named, "anomaly": score, "hazards": found})
         frequent = ", ".join(f"{name} {share:.0%}" for name, share in [(n, s) for n, s in shares.items() if n not in named][:4])
         asked = "".join(f"; hazard {name} {share:.1%}" for name, share in named.items())
         print(f"{path}: {frequent}{asked}; anomaly max {score['max']:.2f}, mean {score['mean']:.2f}")

@@ -54,7 +54,10 @@ def benchmark_node(
     resolution: Annotated[str, typer.Option(help="publish_resolution: input or network.")] = "input",
     parallel: Annotated[int, typer.Option(min=1, max=16, help="parallel_images: images worked on at once.")] = 1,
     outputs: Annotated[
-        str, typer.Option(help="Outputs that are subscribed to: segmentation, anomaly_score, anomaly_mask, overlay.")
+        str,
+        typer.Option(
+            help="Outputs that are subscribed to: segmentation, anomaly_score, anomaly_mask, overlay, overlay/compressed, hazards."
+        ),
     ] = "segmentation,anomaly_score",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the numbers there.")] = None,
 ) -> None:
@@ -117,10 +120,10 @@ def measure_node(
     import numpy as np
     from std_msgs.msg import Header
 
-    from vl4ad_ros.outputs import MAPS
+    from vl4ad_ros.outputs import TYPES
 
-    if unknown := [name for name in topics if name not in MAPS]:
-        raise Vl4adError(f"output '{unknown[0]}' is unknown: use {', '.join(MAPS)}")
+    if unknown := [name for name in topics if name not in TYPES]:
+        raise Vl4adError(f"output '{unknown[0]}' is unknown: use {', '.join(TYPES)}")
 
     from vl4ad_ros.detector_process import DetectorProcess, own_domain
 

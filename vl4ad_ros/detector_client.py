@@ -41,7 +41,7 @@ Stamp = tuple[int, int]
 
 @dataclass
 class Received:
-    """One output message and when it came (time.time())."""
+    """One output message (of `hazards`, its content) and when it came (time.time())."""
 
     message: Any
     when: float
@@ -74,7 +74,7 @@ class DetectorClient:
 
     Args:
         domain: ROS_DOMAIN_ID.
-        topics: outputs to subscribe to.
+        topics: outputs to subscribe to, of `outputs.TYPES`.
         camera: of which camera; empty = the only one.
         image_topic: where images are sent.
         compressed: send CompressedImage.
@@ -112,7 +112,9 @@ class DetectorClient:
         self._publisher = self.node.create_publisher(kind, topic, QoSProfile(depth=1, reliability=reliability))
         prefix = f"{detector}/{camera}/" if camera else f"{detector}/"
         for name in topics:
-            self.node.create_subscription(Image, prefix + name, self._keeper(name, stamps_only), outputs.MAPS_QOS, raw=stamps_only)
+            kind = outputs.TYPES[name]
+            raw = stamps_only and kind is not String  # which has no header
+            self.node.create_subscription(kind, prefix + name, self._keeper(name, raw), outputs.MAPS_QOS, raw=raw)
         self.node.create_subscription(String, f"{detector}/labels", self._on_labels, outputs.LATCHED)
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._clients: dict[str, Any] = {}
@@ -130,13 +132,17 @@ class DetectorClient:
                 if not self._closing:
                     raise
 
-    def _keeper(self, name: str, stamps_only: bool) -> Callable[[Any], None]:
+    def _keeper(self, name: str, raw: bool) -> Callable[[Any], None]:
         def keep(message: Any) -> None:
-            # The serialized form begins with four bytes that name it, and the header's stamp.
-            stamp = struct.unpack_from("<iI", message, 4) if stamps_only else stamp_of(message.header)
+            if isinstance(message, String):
+                message = json.loads(message.data)
+                stamp = message["stamp"]["sec"], message["stamp"]["nanosec"]
+            else:
+                # The serialized form begins with four bytes that name it, and the header's stamp.
+                stamp = struct.unpack_from("<iI", message, 4) if raw else stamp_of(message.header)
             with self._changed:
                 kept = self.collected.outputs[name]
-                kept[stamp] = Received(None if stamps_only else message, time.time())
+                kept[stamp] = Received(None if raw else message, time.time())
                 if self._keep and len(kept) > self._keep:
                     kept.pop(next(iter(kept)))
                 self._changed.notify_all()

@@ -26,7 +26,7 @@ try:
 
     from vl4ad_ros import diagnostics, images, parameters
     from vl4ad_ros.inputs import CameraInput
-    from vl4ad_ros.outputs import CameraOutputs, LabelOutputs
+    from vl4ad_ros.outputs import CameraOutputs, LabelOutputs, Limits
 except ImportError as error:
     print(
         f"vl4ad_ros: {error}. Source a ROS 2 installation (source /opt/ros/.../setup.bash) in this shell, "
@@ -344,8 +344,8 @@ class DetectorNode(LifecycleNode):
             self._reject(camera, str(error))
             return
         segmented = time.perf_counter()
-        threshold = self._threshold.for_version(result.vocabulary_version)
-        messages = outputs.encode(wanted, rgb, result, message.header, threshold)
+        limits = Limits(self._threshold.for_version(result.vocabulary_version), settings.min_hazard_area)
+        messages = outputs.encode(wanted, rgb, result, message.header, limits)
         encoded = time.perf_counter()
         stamp = message.header.stamp
         # In the order in which images were taken: a younger one may have been faster.
@@ -354,8 +354,9 @@ class DetectorNode(LifecycleNode):
             in_turn = time.perf_counter()
             if activation != self._activations or not self._active:
                 return
-            if threshold != (now := self._threshold.for_version(result.vocabulary_version)):
-                messages = outputs.encode(wanted, rgb, result, message.header, now)  # LabelInfo says the new one by now
+            if limits.threshold != (now := self._threshold.for_version(result.vocabulary_version)):
+                # LabelInfo says the new one by now.
+                messages = outputs.encode(wanted, rgb, result, message.header, limits._replace(threshold=now))
             self._announce_version(result.vocabulary, result.vocabulary_version)
             outputs.publish(messages)
             self._last_stamp[camera] = stamp

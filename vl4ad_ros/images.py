@@ -122,3 +122,13 @@ def from_array(values: np.ndarray, encoding: str, header: Header) -> Image:
     data.frombytes(values.data.cast("B"))
     message.data = data
     return message
+
+
+def to_jpeg(rgb: np.ndarray, header: Header, quality: int) -> CompressedImage:
+    """A message of a (H, W, 3) uint8 RGB image as image_transport's compressed plugin makes it."""
+    import cv2
+
+    encoded = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), (cv2.IMWRITE_JPEG_QUALITY, quality))[1]
+    data = array.array("B")
+    data.frombytes(encoded.data.cast("B"))
+    return CompressedImage(header=header, format="rgb8; jpeg compressed bgr8", data=data)

@@ -1,16 +1,16 @@
-"""What the node publishes: the maps of each camera, and the words that say what their numbers mean."""
+"""What the node publishes: the maps and things of each camera, and the words that say what their numbers mean."""
 
 from __future__ import annotations
 
 import importlib
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
 
 from vl4ad_ros import images
@@ -18,13 +18,40 @@ from vl4ad_ros import images
 if TYPE_CHECKING:
     from builtin_interfaces.msg import Time
 
+    from vl4ad_model.detections import Detection
     from vl4ad_model.segmenter import Segmentation
     from vl4ad_model.vocabulary import Vocabulary
 
 MAPS = {"segmentation": "mono8", "anomaly_score": "32FC1", "anomaly_mask": "mono8", "overlay": "rgb8"}
 """Topic -> encoding."""
+JPEG, HAZARDS, DETECTIONS = "overlay/compressed", "hazards", "detections"
+TYPES: dict[str, Any] = {**dict.fromkeys(MAPS, Image), JPEG: CompressedImage, HAZARDS: String}
+"""Topic -> message type, of what is published per image everywhere; `DETECTIONS` needs vision_msgs."""
+JPEG_QUALITY = 85
 MAPS_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+def vision_messages(needed: str) -> Any | None:
+    """`vision_msgs.msg`, or None where it is not installed or too old to have the message `needed`."""
+    try:
+        types = importlib.import_module("vision_msgs.msg")
+        getattr(types, needed)
+    except (ImportError, AttributeError):
+        return None
+    return types
+
+
+class Limits(NamedTuple):
+    """What an image's anomaly mask, hazards and detections depend on besides its maps.
+
+    Attributes:
+        threshold: of the score.
+        min_area: of a detection, as a share of the image.
+    """
+
+    threshold: float
+    min_area: float
 
 
 class CameraOutputs:
@@ -36,29 +63,47 @@ class CameraOutputs:
 
     def __init__(self, node: LifecycleNode, camera: str) -> None:
         self._node = node
+        self._vision = vision_messages("Detection2DArray")
+        types = TYPES if self._vision is None else {**TYPES, DETECTIONS: self._vision.Detection2DArray}
         prefix = f"~/{camera}/" if camera else "~/"
-        self._publishers = {name: node.create_lifecycle_publisher(Image, prefix + name, MAPS_QOS) for name in MAPS}
+        self._publishers = {name: node.create_lifecycle_publisher(kind, prefix + name, MAPS_QOS) for name, kind in types.items()}
 
     def wanted(self) -> frozenset[str]:
         """The topics that have a subscriber now."""
         return frozenset(name for name, publisher in self._publishers.items() if publisher.get_subscription_count())
 
     def encode(
-        self, wanted: frozenset[str], rgb: np.ndarray, result: Segmentation, header: Header, threshold: float
-    ) -> dict[str, Image]:
+        self, wanted: frozenset[str], rgb: np.ndarray, result: Segmentation, header: Header, limits: Limits
+    ) -> dict[str, Any]:
         """Make the messages; each has the input's header.
 
         Args:
             rgb: the camera image, for the overlay.
-            threshold: of the anomaly mask.
+            limits: of the anomaly mask and of detections.
         """
-        messages = {}
-        for name in MAPS:
+        messages: dict[str, Any] = {}
+        for name in ("segmentation", "anomaly_score", "anomaly_mask"):
             if name in wanted:
-                messages[name] = images.from_array(_pixels(name, rgb, result, threshold), MAPS[name], header)
+                messages[name] = images.from_array(_pixels(name, result, limits.threshold), MAPS[name], header)
+        if {"overlay", JPEG} & wanted:
+            from vl4ad_model import visualization
+
+            overlay = visualization.overlay(rgb, result)
+            if "overlay" in wanted:
+                messages["overlay"] = images.from_array(overlay, MAPS["overlay"], header)
+            if JPEG in wanted:
+                messages[JPEG] = images.to_jpeg(overlay, header, JPEG_QUALITY)
+        if {HAZARDS, DETECTIONS} & wanted:
+            from vl4ad_model import detections
+
+            found = detections.find(result, threshold=limits.threshold, min_area=limits.min_area, size=rgb.shape[:2])
+            if HAZARDS in wanted:
+                messages[HAZARDS] = _hazards_json(found, rgb, result, header)
+            if DETECTIONS in wanted:
+                messages[DETECTIONS] = _detection_array(self._vision, found, header)
         return messages
 
-    def publish(self, messages: dict[str, Image]) -> None:
+    def publish(self, messages: dict[str, Any]) -> None:
         for name, message in messages.items():
             self._publishers[name].publish(message)
 
@@ -68,17 +113,46 @@ class CameraOutputs:
         self._publishers = {}
 
 
-def _pixels(name: str, rgb: np.ndarray, result: Segmentation, threshold: float) -> np.ndarray:
+def _hazards_json(found: list[Detection], rgb: np.ndarray, result: Segmentation, header: Header) -> String:
+    """What is in view, as `ros2 topic echo` shows it in a few lines; also where vision_msgs is not installed."""
+    content = {
+        "stamp": {"sec": header.stamp.sec, "nanosec": header.stamp.nanosec},
+        "frame_id": header.frame_id,
+        "width": rgb.shape[1],
+        "height": rgb.shape[0],
+        "version": result.vocabulary_version,
+        "hazards": [detection.to_json_dict() for detection in found],
+    }
+    return String(data=json.dumps(content, ensure_ascii=False))
+
+
+_SMALLEST_SHARE = 0.01
+
+
+def _detection_array(types: Any, found: list[Detection], header: Header) -> Any:
+    """vision_msgs/Detection2DArray: a hypothesis for each name, the likeliest first; their scores add up to the area's mean."""
+    array = types.Detection2DArray(header=header)
+    for detection in found:
+        left, top, width, height = detection.box
+        entry = types.Detection2D(header=header)
+        entry.bbox.center.position.x, entry.bbox.center.position.y = left + width / 2, top + height / 2
+        entry.bbox.size_x, entry.bbox.size_y = float(width), float(height)
+        for name, share in detection.shares:
+            if share >= _SMALLEST_SHARE:
+                hypothesis = types.ObjectHypothesisWithPose()
+                hypothesis.hypothesis.class_id, hypothesis.hypothesis.score = name, detection.score * share
+                entry.results.append(hypothesis)
+        array.detections.append(entry)
+    return array
+
+
+def _pixels(name: str, result: Segmentation, threshold: float) -> np.ndarray:
     if name == "segmentation":
         return result.labels
     if name == "anomaly_score":
         return result.anomaly
-    if name == "anomaly_mask":
-        # A comparison is 0 or 1; the product with 255 stays 8 bit.
-        return (result.anomaly > threshold).view(np.uint8) * np.uint8(255)
-    from vl4ad_model import visualization
-
-    return visualization.overlay(rgb, result)
+    # A comparison is 0 or 1; the product with 255 stays 8 bit.
+    return (result.anomaly > threshold).view(np.uint8) * np.uint8(255)
 
 
 class LabelOutputs:
@@ -88,12 +162,9 @@ class LabelOutputs:
         self._node = node
         self._labels = node.create_lifecycle_publisher(String, "~/labels", LATCHED)
         self._label_info: Any = None
-        self._types: Any = None
-        try:
-            self._types = importlib.import_module("vision_msgs.msg")
+        self._types = vision_messages("LabelInfo")
+        if self._types is not None:
             self._label_info = node.create_lifecycle_publisher(self._types.LabelInfo, "~/label_info", LATCHED)
-        except (ImportError, AttributeError):
-            pass  # older distributions have no LabelInfo
         self._info_of: tuple[int, float] | None = None
         self.version = 0
         """The vocabulary version last announced."""
@@ -108,7 +179,7 @@ class LabelOutputs:
         Args:
             after: the stamp of the last frame of each camera that was scored with older words: later frames have these.
         """
-        if self._label_info is not None and self._info_of != (version, threshold):
+        if self._types is not None and self._info_of != (version, threshold):
             info = self._types.LabelInfo(threshold=float(threshold))
             info.header.stamp = self._node.get_clock().now().to_msg()
             info.class_map = [self._types.VisionClass(class_id=i, class_name=name) for i, name in enumerate(vocabulary.names)]

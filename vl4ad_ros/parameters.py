@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vl4ad_model.detections import MIN_AREA
 from vl4ad_model.engines import ENGINES, PRECISIONS
 from vl4ad_model.errors import Vl4adError, did_you_mean
 from vl4ad_model.vocabulary import Vocabulary
@@ -78,7 +79,20 @@ SPECS: tuple[ParameterSpec, ...] = (
         "pixel that goes to no known class; auto = what suits the model.",
         choices=SCORINGS,
     ),
-    ParameterSpec("anomaly_threshold", 0.5, "anomaly_mask is 255 where the score is above this.", minimum=-1e3, maximum=1e3),
+    ParameterSpec(
+        "anomaly_threshold",
+        0.5,
+        "anomaly_mask is 255 where the score is above this, and hazards has areas there.",
+        minimum=-1e3,
+        maximum=1e3,
+    ),
+    ParameterSpec(
+        "min_hazard_area",
+        MIN_AREA,
+        "Smallest area in hazards and detections, as a share of the image.",
+        minimum=0.0,
+        maximum=1.0,
+    ),
     ParameterSpec(
         "publish_resolution",
         "input",
@@ -145,6 +159,7 @@ class Settings:
     classifier: str
     scoring: str
     anomaly_threshold: float
+    min_hazard_area: float
     publish_resolution: str
     max_rate: float
     model: str

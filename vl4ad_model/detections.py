@@ -1,0 +1,96 @@
+"""From maps to things: the connected areas of an image that are named hazards or anomalous, each with its box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vl4ad_model.segmenter import Segmentation
+
+UNNAMED = "unknown"
+"""What the part of an area that no hazard names is called."""
+MIN_AREA = 0.0005
+"""Default of the smallest area, as a share of the image: 11 x 11 pixels at 640 x 360."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One connected area of pixels that a hazard names or that score above the threshold.
+
+    Attributes:
+        box: left, top, width and height, pixels.
+        pixels: how many it has.
+        score: mean anomaly score of its pixels.
+        shares: (name, share of its pixels), the largest first; `UNNAMED` for those that no hazard names. Shares add up to 1.
+    """
+
+    box: tuple[float, float, float, float]
+    pixels: int
+    score: float
+    shares: tuple[tuple[str, float], ...]
+
+    @property
+    def name(self) -> str:
+        """What most of it is called."""
+        return self.shares[0][0]
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Plain values; numbers are rounded to what they can mean."""
+        return {
+            "name": self.name,
+            "score": round(self.score, 4),
+            "box": [round(side, 2) for side in self.box],
+            "pixels": self.pixels,
+            "named": {name: round(share, 4) for name, share in self.shares},
+        }
+
+
+def find(
+    result: Segmentation, *, threshold: float, min_area: float = MIN_AREA, size: tuple[int, int] | None = None
+) -> list[Detection]:
+    """The areas of one image, the largest first.
+
+    Pixels that touch, also at a corner, are one area, whatever they are called: half of a thing is often named, half only glows.
+
+    Args:
+        result: the maps.
+        threshold: a pixel without a hazard's name belongs to an area where its score is above this.
+        min_area: areas of a smaller share of the image are left out; 0..1.
+        size: (height, width) of the image that boxes and pixels are given in; None = that of the maps.
+    """
+    import cv2
+    import numpy as np
+
+    height, width = result.labels.shape
+    known, hazards = result.vocabulary.known_count, result.vocabulary.hazards
+    inside = (result.anomaly > threshold).view(np.uint8)
+    if hazards:
+        inside |= (result.labels - np.uint8(known) < len(hazards)).view(np.uint8)  # ids below wrap round to large ones
+    count, areas, stats, _ = cv2.connectedComponentsWithStats(inside, connectivity=8, ltype=cv2.CV_32S)
+    sizes = stats[:, cv2.CC_STAT_AREA]
+    kept = np.flatnonzero(sizes >= max(1.0, min_area * inside.size))
+    kept = kept[kept > 0]  # 0 is everything else
+    if not kept.size:
+        return []
+    where = inside.view(bool)
+    area_of, label_of = areas[where], result.labels[where].astype(np.int64) - known
+    sums = np.bincount(area_of, result.anomaly[where], minlength=count)
+    columns = len(hazards) + 1
+    label_of[(label_of < 0) | (label_of >= len(hazards))] = len(hazards)
+    named = np.bincount(area_of * columns + label_of, minlength=count * columns).reshape(count, columns)
+    names = [*(hazard.name for hazard in hazards), UNNAMED]
+    down, right = (1.0, 1.0) if size is None else (size[0] / height, size[1] / width)
+    found = []
+    for area in kept[np.argsort(-sizes[kept], kind="stable")]:
+        left, top, wide, high, pixels = stats[area].tolist()
+        order = np.argsort(-named[area], kind="stable")
+        found.append(
+            Detection(
+                (left * right, top * down, wide * right, high * down),
+                round(pixels * right * down),
+                float(sums[area] / pixels),
+                tuple((names[index], int(named[area, index]) / pixels) for index in order if named[area, index]),
+            )
+        )
+    return found

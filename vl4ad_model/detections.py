@@ -67,23 +67,27 @@ def find(
     inside = (result.anomaly > threshold).view(np.uint8)
     if hazards:
         inside |= (result.labels - np.uint8(known) < len(hazards)).view(np.uint8)  # ids below wrap round to large ones
-    count, areas, stats, _ = cv2.connectedComponentsWithStats(inside, connectivity=8, ltype=cv2.CV_32S)
-    sizes = stats[:, cv2.CC_STAT_AREA]
+    # Without OpenCV's own statistics, which take most of the time.
+    count, area_map = cv2.connectedComponentsWithAlgorithm(inside, 8, cv2.CV_32S, cv2.CCL_BOLELLI)
+    where = np.flatnonzero(inside.view(bool))
+    area_of = area_map.ravel()[where]
+    sizes = np.bincount(area_of, minlength=count)
     kept = np.flatnonzero(sizes >= max(1.0, min_area * inside.size))
-    kept = kept[kept > 0]  # 0 is everything else
     if not kept.size:
         return []
-    where = inside.view(bool)
-    area_of, label_of = areas[where], result.labels[where].astype(np.int64) - known
-    sums = np.bincount(area_of, result.anomaly[where], minlength=count)
+    sums = np.bincount(area_of, result.anomaly.ravel()[where], minlength=count)
     columns = len(hazards) + 1
-    label_of[(label_of < 0) | (label_of >= len(hazards))] = len(hazards)
+    label_of = np.minimum(result.labels.ravel()[where] - np.uint8(known), len(hazards))
     named = np.bincount(area_of * columns + label_of, minlength=count * columns).reshape(count, columns)
+    outlines, nesting = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    outer = [outline for outline, around in zip(outlines, nesting[0, :, 3], strict=True) if around < 0]  # the others are holes
+    outline_of = {int(area_map[y, x]): outline for outline in outer for x, y in outline[0]}
     names = [*(hazard.name for hazard in hazards), UNNAMED]
     down, right = (1.0, 1.0) if size is None else (size[0] / height, size[1] / width)
     found = []
-    for area in kept[np.argsort(-sizes[kept], kind="stable")]:
-        left, top, wide, high, pixels = stats[area].tolist()
+    for area in kept[np.argsort(-sizes[kept], kind="stable")].tolist():
+        pixels = int(sizes[area])
+        left, top, wide, high = cv2.boundingRect(outline_of[area])
         order = np.argsort(-named[area], kind="stable")
         found.append(
             Detection(

@@ -10,11 +10,11 @@ from vl4ad_model.network.deterministic import fill_deterministically
 from vl4ad_model.prompts import PROMPT_TEMPLATES, TextEncoder, average_templates
 
 
-def make(folder=None, key="weights", dimension=16):
+def make(folder=None, key="weights", dimension=16, **arguments):
     table = torch.randn(49408, dimension, generator=torch.Generator().manual_seed(0))
     tokenize, end = tokenizer("any", {"text_cfg": {"context_length": 24}})
     return TextEncoder(
-        lambda tokens: table[tokens].mean(dim=1) + 1.0, tokenize, weights_key=key, end_token=end, cache_folder=folder
+        lambda tokens: table[tokens].mean(dim=1) + 1.0, tokenize, weights_key=key, end_token=end, cache_folder=folder, **arguments
     )
 
 
@@ -92,6 +92,29 @@ def test_a_folder_that_cannot_be_written_costs_a_warning_and_nothing_else(tmp_pa
     encoder = make(blocked)
     assert encoder.encode_concepts(["sofa", "tyre"]).shape == (2, 16)
     assert sum("not cached" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_padding_is_left_out_where_it_changes_nothing(causal):
+    """Texts of any length, alone and with others: what open_clip itself computes over the whole context."""
+    text = {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 3, "no_causal_mask": not causal}
+    config = {"embed_dim": 16, "vision_cfg": {"layers": [1, 1, 1, 1], "width": 8, "image_size": 32}, "text_cfg": text}
+    clip, tokenize = FrozenClip(build_open_clip("small", config)), tokenizer("small", config)[0]
+    fill_deterministically(clip)
+    words = ["", "sofa", "There is a large traffic cone in the scene.", "very " * 60]
+    with torch.inference_mode():
+        for texts in (words, *([word] for word in words)):
+            tokens = tokenize(texts)
+            assert torch.allclose(clip.encode_text(tokens), clip.model.encode_text(tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_progress_is_told_in_concepts_and_cached_ones_are_none(tmp_path):
+    told = []
+    encoder = make(tmp_path, progress=lambda *counts: told.append(counts))
+    encoder.encode_concepts([f"thing {'very ' * (i % 5)}{i}" for i in range(20)])
+    assert told[0] == (0, 20) and told[-1] == (20, 20) and told == sorted(set(told)) and len(told) > 2
+    encoder.encode_concepts(["thing 0"])
+    assert told[-1] == (20, 20)
 
 
 def test_a_text_that_the_encoder_would_cut_off_is_refused():

@@ -156,6 +156,7 @@ def segment(
             scoring=scoring,
             offline=offline,
             progress=line,
+            words_progress=line.words,
         )
     Console(stderr=True).print(
         f"{segmenter.notice} [dim]({segmenter.engine_name}: {segmenter.engine_reason})[/dim]", highlight=False, soft_wrap=True

@@ -64,6 +64,7 @@ class TextEncoder:
         end_token: id that ends every text, to notice texts that do not fit the context.
         cache_folder: None = no cache on disk.
         batch_size: prompts per call of `encode`.
+        progress: told how many concepts of how many are encoded, before the first and after every batch.
     """
 
     def __init__(
@@ -75,12 +76,12 @@ class TextEncoder:
         end_token: int | None = None,
         cache_folder: Path | None = None,
         batch_size: int = 112,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self._encode, self._tokenize = encode, tokenize
         self._end_token = end_token
-        self._batch_size = max(1, batch_size // len(PROMPT_TEMPLATES)) * len(PROMPT_TEMPLATES)
+        self._batch_size, self._progress = batch_size, progress
         self._memory: dict[str, np.ndarray] = {}
-        self._dimension: int | None = None
         digest = hashlib.sha256(weights_key.encode())
         digest.update("\0".join(PROMPT_TEMPLATES).encode())
         self._key = digest.hexdigest()
@@ -132,15 +133,18 @@ class TextEncoder:
     def _compute(self, concepts: list[str]) -> np.ndarray:
         import torch
 
-        texts = [template.format(concept) for concept in concepts for template in PROMPT_TEMPLATES]
+        tokens = self._tokenize([template.format(concept) for concept in concepts for template in PROMPT_TEMPLATES])
+        # Texts of one length together: the longest of a batch decides what the batch costs.
+        lengths = (tokens != 0).sum(dim=1)
+        order = lengths.argsort(stable=True)
         parts = []
+        self._progress(0, len(concepts))
         with torch.inference_mode():
-            for start in range(0, len(texts), self._batch_size):
-                tokens = self._tokenize(texts[start : start + self._batch_size])
-                parts.append(self._encode(tokens).float().cpu().numpy())
+            for some in order.split(self._batch_size):
+                parts.append(self._encode(tokens[some]).float().cpu().numpy())
+                self._progress(sum(map(len, parts)) // len(PROMPT_TEMPLATES), len(concepts))
         self.encoded_concepts += len(concepts)
-        embeddings = np.concatenate(parts)
-        self._dimension = embeddings.shape[-1]
+        embeddings = np.concatenate(parts)[order.argsort().numpy()]
         return average_templates(embeddings.reshape(len(concepts), len(PROMPT_TEMPLATES), -1))
 
     # A file is: magic, 32 bytes SHA-256 of what follows, float32 row. Its name is the hash of the concept, its folder the hash

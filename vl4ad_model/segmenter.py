@@ -6,7 +6,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,6 +121,7 @@ class Segmenter:
         background: bool = False,
         parallel: int = 1,
         progress: ProgressCallback | None = None,
+        words_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Segmenter:
         """Load a model.
 
@@ -141,6 +142,7 @@ class Segmenter:
             parallel: images that threads may segment at once. OpenVINO and ONNX Runtime share the CPU among them; other engines
                 take one after another, and only what is done before and after overlaps.
             progress: called with `BuildProgress` while an engine is compiled.
+            words_progress: told how many of how many new concepts are encoded, now and whenever words change.
 
         Raises:
             Vl4adError: with one line that says what to do.
@@ -172,6 +174,7 @@ class Segmenter:
             weights_key=network.clip.text_weights_key(),
             end_token=end_token,
             cache_folder=prompts.default_cache_folder(),
+            progress=words_progress,
         )
         text.check([concept for group in vocabulary.concept_groups for concept in group])
         running = engines.create(

@@ -95,6 +95,7 @@ class DetectorNode(LifecycleNode):
         # The file as it was last read, and its name: an editor that is not done must not keep other words from changing.
         self._file: tuple[str, Vocabulary] | None = None
         self._threshold = _Threshold(self.settings.anomaly_threshold)
+        self._encoding = ""  # how far the encoding of new words is
         self._words_in_use = True  # False when the parameters say words that could not be taken over
         self._inputs: list[CameraInput] = []
         self._outputs: dict[str, CameraOutputs] = {}
@@ -216,6 +217,7 @@ class DetectorNode(LifecycleNode):
                     background=True,
                     parallel=settings.parallel_images,
                     progress=self._build_progress,
+                    words_progress=self._encoding_progress,
                 )
                 if segmenter.network_size is not None:
                     import numpy as np
@@ -238,10 +240,15 @@ class DetectorNode(LifecycleNode):
                 raise Vl4adError("shutdown requested while the model was loading")
             if time.monotonic() - told > 1.0:
                 told = time.monotonic()
-                self._publish_diagnostics([self._node_status(DiagnosticStatus.WARN, f"loading model {settings.model}")])
+                doing = f"loading model {settings.model}" + (f", words encoded: {self._encoding}" if self._encoding else "")
+                self._publish_diagnostics([self._node_status(DiagnosticStatus.WARN, doing)])
         if isinstance(outcome[0], Exception):
             raise outcome[0]
         return outcome[0]
+
+    def _encoding_progress(self, done: int, total: int) -> None:
+        """From the thread that encodes words."""
+        self._encoding = f"{done} of {total}" if done < total else ""
 
     def _build_progress(self, progress: BuildProgress) -> None:
         """From the thread that builds an engine, while PyTorch serves."""
@@ -567,6 +574,7 @@ class DetectorNode(LifecycleNode):
                 "vocabulary": words.vocabulary.name,
                 "vocabulary version": words.version,
                 "hazards": ", ".join(hazard.prompt for hazard in words.vocabulary.hazards),
+                "words being encoded": self._encoding,
                 "words read as": words.related,
                 "words not known": words.unrelated,
                 "classifier": words.classifier_name,

@@ -288,8 +288,12 @@ def _availability(name: str) -> str:
     return f"openvino {openvino.__version__} on cpu"
 
 
+_MANY_WORDS = 20  # fewer are encoded before anybody has read that they are
+
+
 class ProgressLine:
-    """`BuildProgress` on standard error: one bar on a terminal, a line per stage elsewhere, nothing where nothing is built."""
+    """Builds of engines and encoding of words on standard error: one bar on a terminal, a line per stage elsewhere, nothing where
+    there is nothing to do."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -311,6 +315,17 @@ class ProgressLine:
         self._ended = True
         if self._bar.live.is_started:
             self._bar.stop()
+
+    def words(self, done: int, total: int) -> None:
+        """That many of so many words are encoded."""
+        if done == total:
+            self.__exit__()
+            self._ended = False
+        elif self._console.is_terminal:
+            self._bar.start()
+            self._bar.update(self._task, completed=done / total, description="encoding words, the first time only")
+        elif not done and total >= _MANY_WORDS:
+            self._console.print(f"encoding {total} words, the first time only", highlight=False)
 
     def __call__(self, progress: BuildProgress) -> None:
         stage, _, _ = progress.stage.partition(":")

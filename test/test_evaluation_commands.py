@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -320,6 +321,138 @@ def test_images_and_the_same_frames_in_a_bag_give_the_same_numbers_and_classes(t
     assert set(images["IoU"]) >= {"road", "sky", "car"} and images["IoU"]["road"] is not None
     assert images["configuration"]["model"]["hazards"] == ["sofa|couch"]
     assert images["frames"]["with_anomaly"] == 2
+
+
+DATA = Path(__file__).parent / "data"
+SEEN = ("900000", "900200", "901200")
+WORDS = ("--hazard", "Tire|TYRE", "--hazard", "cardboard box")
+
+
+def some_seen(root: Path) -> Path:
+    """Three frames of the committed set: one with a tyre and a box, two with other hazards."""
+    for folder, suffix in (("images", "jpg"), ("labels", "png"), ("frames", "json")):
+        (root / folder).mkdir(parents=True)
+        for name in SEEN:
+            shutil.copy(DATA / f"evaluation/seen/{folder}/{name}.{suffix}", root / folder)
+    return root
+
+
+def test_names_are_judged_by_what_the_model_says_on_typed_hazards(tmp_path, capfd, segmenter):
+    from vl4ad_model.image_files import read_rgb
+
+    folder = some_seen(tmp_path / "set")
+    done = vl4ad(capfd, "evaluate", "images", "--images", folder, *WORDS, "--json", tmp_path / "r.json", "--offline")
+    assert done.code == 0, done.err
+    named = read(tmp_path / "r.json")["naming"]
+    assert f"IoU {named['hazards']['Tire']['IoU']:.4f}" in done.out and "'cardboard box'" in done.out
+
+    before = segmenter.vocabulary
+    segmenter.vocabulary = before.with_hazards(["Tire|TYRE", "cardboard box"])
+    said, truth = [], []
+    try:
+        for name in SEEN:
+            said.append(segmenter.segment(read_rgb(folder / f"images/{name}.jpg")).labels.ravel())
+            hazards = read(folder / f"frames/{name}.json")["hazards"]
+            labels = np.asarray(Image.open(folder / f"labels/{name}.png")).ravel()
+            truth.append(np.array([hazards[str(value)]["name"] if value >= 100 else "" for value in labels]))
+    finally:
+        segmenter.vocabulary = before
+    said, truth = np.concatenate(said), np.concatenate(truth)
+    assert set(named["types"]) == set(truth) - {""} and list(named["types"])[:2] == ["tyre", "cardboard box"]
+    for name, label, kind in (("Tire", 19, "tyre"), ("cardboard box", 20, "cardboard box")):
+        mine, row = said == label, named["hazards"][name]
+        assert row["types"] == [kind] and row["pixels_predicted"] == mine.sum() > 0
+        assert row["IoU"] == (mine & (truth == kind)).sum() / (mine | (truth == kind)).sum() > 0
+        assert row["on_ordinary"] == (mine & (truth == "")).sum() / mine.sum()
+        for of, entry in named["types"].items():
+            assert entry["pixels"] == (truth == of).sum()
+            assert entry["named"][name] == (mine & (truth == of)).sum() / entry["pixels"]
+    assert all(entry["unnamed"] == pytest.approx(1 - sum(entry["named"].values())) for entry in named["types"].values())
+
+
+@pytest.mark.slow
+def test_names_are_the_same_from_several_processes_and_after_an_interruption(tmp_path, capfd, monkeypatch):
+    from vl4ad_model.evaluation import runner
+
+    folder = some_seen(tmp_path / "set")
+    command = ("evaluate", "images", "--images", folder, *WORDS, "--offline", "--json")
+    assert vl4ad(capfd, *command, tmp_path / "one.json").code == 0
+    assert vl4ad(capfd, *command, tmp_path / "two.json", "--workers", 2).code == 0
+
+    def interrupted(task):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "second_round", interrupted)
+        assert vl4ad(capfd, *command, tmp_path / "again.json").code == 130
+    done = vl4ad(capfd, *command, tmp_path / "again.json")
+    assert done.code == 0 and "resuming (3 of 3 frames are counted)" in done.err
+    one, two, again = (read(tmp_path / f"{name}.json")["naming"] for name in ("one", "two", "again"))
+    assert one == two == again
+
+    with monkeypatch.context() as patched:
+        patched.setattr(runner, "second_round", interrupted)
+        assert vl4ad(capfd, *command, tmp_path / "again.json").code == 130
+    (folder / "frames/900000.json").write_text('{"hazards": {"100": {"name": "wheel"}}}')
+    done = vl4ad(capfd, *command, tmp_path / "again.json")
+    assert "starting over" in done.err and {"wheel", "hazard 101"} < set(read(tmp_path / "again.json")["naming"]["types"])
+
+
+def test_names_in_the_demo_bag_are_judged_by_its_hazards_json(tmp_path, capfd):
+    from rosbags.highlevel import AnyReader
+    from rosbags.rosbag2 import StoragePlugin, Writer
+    from rosbags.typesys import Stores, get_typestore
+
+    demo = DATA / "demo_bag"
+    store = get_typestore(Stores.ROS2_HUMBLE)
+    with (
+        AnyReader([demo], default_typestore=store) as recorded,
+        Writer(tmp_path / "short", version=8, storage_plugin=StoragePlugin.MCAP) as writer,
+    ):
+        used = [each for each in recorded.connections if each.msgtype.endswith("Image")]
+        times = sorted({time for _, time, _ in recorded.messages(used)})[10:90:40]
+        kept = {each.topic: writer.add_connection(each.topic, each.msgtype, typestore=store) for each in used}
+        for connection, time, raw in recorded.messages(used):
+            if time in times:
+                writer.write(kept[connection.topic], time, raw)
+    shutil.copy(demo / "hazards.json", tmp_path / "short")
+    for bag in (tmp_path / "short", tmp_path / "short/short.mcap"):
+        done = vl4ad(capfd, "evaluate", "bag", bag, *WORDS, "--offline", "--json", tmp_path / "r.json")
+        assert done.code == 0, done.err
+        document = read(tmp_path / "r.json")
+        assert document["frames"]["evaluated"] == 2 and document["naming"]["hazards"]["Tire"]["IoU"] > 0.3
+        assert {"tyre", "cardboard box", "sofa", "ladder"} >= set(document["naming"]["types"]) >= {"tyre", "cardboard box"}
+
+
+def test_where_labels_have_no_types_there_are_shares_and_no_iou(tmp_path, capfd):
+    folder = write_rendered(tmp_path / "set", 1)
+    shutil.rmtree(folder / "frames")
+    raw = np.asarray(Image.open(folder / "labels/000000.png"))
+    Image.fromarray((raw == 100).astype(np.uint8)).save(folder / "labels/000000.png")
+    command = ("evaluate", "images", "--images", folder, "--offline", "--engine", "torch", "--json", tmp_path / "r.json")
+    words = [word for index in range(10) for word in ("--hazard", f"strange thing {index}")]
+    done = vl4ad(capfd, *command, *words)
+    assert done.code == 0 and "'strange thing 7'" in done.out and "'strange thing 8'" not in done.out, done.err
+    assert "... and 2 more" in done.out
+    named = read(tmp_path / "r.json")["naming"]
+    assert list(named["types"]) == ["anomaly"] and named["types"]["anomaly"]["pixels"] == (raw == 100).sum()
+    assert all(row["IoU"] is None and row["types"] == [] for row in named["hazards"].values())
+    assert all(row["on_ordinary"] is None for row in named["hazards"].values() if not row["pixels_predicted"])
+    assert vl4ad(capfd, *command, *words, "--metrics", "pixel").code == 0 and "naming" not in read(tmp_path / "r.json")
+
+
+def test_malformed_names_are_one_line_and_those_of_a_frame_skip_it(tmp_path, capfd):
+    folder = write_rendered(tmp_path / "set")
+    command = ("evaluate", "images", "--images", folder, "--offline", "--engine", "torch", "--json", tmp_path / "r.json")
+    (folder / "frames/000001.json").write_text('{"hazards": {"100": 7}}')
+    done = vl4ad(capfd, *command, *WORDS)
+    assert done.code == NOT_WHOLE and "frames/000001.json: hazard 100 has no usable name: 7" in done.err
+    assert list(read(tmp_path / "r.json")["naming"]["types"]) == ["sofa"]
+    (tmp_path / "r.json").unlink()
+    (folder / "hazards.json").write_text("{")
+    one_line(vl4ad(capfd, *command, *WORDS), "hazards.json is not JSON")
+    assert not (tmp_path / "r.json").exists()
+    assert vl4ad(capfd, *command).code == 0 and "naming" not in read(tmp_path / "r.json")  # nobody needs names
 
 
 def test_a_mistake_in_the_words_or_the_model_is_said_before_frames_are_read(tmp_path, capfd):

@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 from vl4ad_model.errors import EvaluationError
 from vl4ad_model.evaluation import component_metrics as components
 from vl4ad_model.evaluation import exact_metrics as exact
+from vl4ad_model.evaluation import naming_metrics as naming
 from vl4ad_model.evaluation import pixel_metrics as pixel
 from vl4ad_model.evaluation import scored_pixels
+from vl4ad_model.evaluation.frame_counts import FirstCounts, count_first
+from vl4ad_model.evaluation.label_files import LabelMap, interpret
 from vl4ad_model.evaluation.label_metrics import confusion_matrix, label_metrics
 from vl4ad_model.evaluation.ordered_scores import OrderedScores
 from vl4ad_model.evaluation.scored_pixels import split_pixels
+from vl4ad_model.vocabulary import Vocabulary
 
 DATA = Path(__file__).parent / "data" / "metrics"
 PUBLISHED = json.loads((DATA / "cases.json").read_text())
@@ -440,3 +444,97 @@ def test_confusion_matrices_add_up_and_wrong_maps_are_refused():
     with pytest.raises(EvaluationError, match="seven: predicted"):
         confusion_matrix(np.zeros((1, 3), np.uint8), np.zeros((1, 2), np.uint8), 3, "seven")
     assert math.isnan(label_metrics(np.zeros((3, 4), np.int64)).miou)
+
+
+# --- names of hazards -------------------------------------------------------------------------------------------------------
+
+KNOWN = 19
+HAZARDS = Vocabulary.cityscapes().with_hazards(["tyre|tire", "cardboard box", "ladder"]).hazards
+PREDICTED = np.array([0, 13, 19, 20, 21, 22, 254, 255], np.uint8)
+
+
+@st.composite
+def named_frames(draw):
+    """Frames (predicted, raw labels, names by label) in which one label means many things, and a way to cut and shuffle them."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    count = draw(st.integers(1, 6))
+    frames = []
+    for _ in range(count):
+        shape = (int(rng.integers(1, 12)), int(rng.integers(1, 12)))
+        names = {100: str(rng.choice(["Tyre", "tire", "sofa"])), 101: str(rng.choice(["cardboard  BOX", "sofa"])), 253: "sofa"}
+        labels = rng.choice(np.array([0, 13, 100, 101, 103, 253, 255], np.uint8), shape)
+        frames.append((rng.choice(PREDICTED, shape), labels, names))
+    order = draw(st.permutations(range(count)))
+    cuts = sorted(draw(st.lists(st.integers(0, count), max_size=3)))
+    groups = [order[a:b] for a, b in zip([0, *cuts], [*cuts, count], strict=True)]
+    return frames, [group for group in groups if group]
+
+
+def counted(predicted, labels, names):
+    return naming.count_names(predicted, interpret(labels, "classes", KNOWN, "frame", names), KNOWN, len(HAZARDS))
+
+
+def same_names(one, other):
+    return (
+        (one.ordinary == other.ordinary).all()
+        and one.types.keys() == other.types.keys()
+        and all((one.types[name] == other.types[name]).all() for name in one.types)
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(named_frames())
+def test_names_counted_in_any_partition_and_order_equal_a_plain_count_over_all_pixels(case):
+    frames, groups = case
+    parts = [naming.merge_names(counted(*frames[i]) for i in group) for group in groups]
+    assert same_names(naming.merge_names(parts), naming.merge_names(counted(*frame) for frame in frames))
+    got = naming.naming_metrics(naming.merge_names(parts), HAZARDS)
+
+    predicted = np.concatenate([frame[0].ravel() for frame in frames])
+    labels = np.concatenate([frame[1].ravel() for frame in frames])
+    truth = np.concatenate([np.array([frame[2].get(v, f"hazard {v}") for v in frame[1].ravel()], object) for frame in frames])
+    counts, hazard = labels != 255, labels >= 100
+    assert set(got.types) == set(truth[counts & hazard])
+    for index, spellings in enumerate([("Tyre", "tire"), ("cardboard  BOX",), ()]):
+        said, meant = counts & (predicted == KNOWN + index), counts & hazard & np.isin(truth, spellings)
+        assert got.predicted[index] == said.sum()
+        assert _same(got.iou[index], (said & meant).sum() / (said | meant).sum() if meant.any() else math.nan)
+        assert _same(got.on_own_types[index], (said & meant).sum() / said.sum() if said.any() and meant.any() else math.nan)
+        assert _same(got.on_anomaly[index], (said & hazard).sum() / said.sum() if said.any() else math.nan)
+        assert _same(got.on_ordinary[index], (said & ~hazard).sum() / said.sum() if said.any() else math.nan)
+        for row, name in enumerate(got.types):
+            of_type = counts & hazard & (truth == name)
+            assert got.pixels[row] == of_type.sum() and _same(got.shares[row, index], (of_type & said).sum() / of_type.sum())
+    assert np.allclose(got.shares.sum(axis=1), 1)
+
+
+@settings(max_examples=30, deadline=None)
+@given(named_frames(), st.integers(0, 2**32 - 1))
+def test_what_is_predicted_at_ignored_pixels_never_matters_to_names(case, seed):
+    rng = np.random.default_rng(seed)
+    for predicted, labels, names in case[0]:
+        other = np.where(labels == 255, rng.choice(PREDICTED, labels.shape), predicted)
+        assert same_names(counted(predicted, labels, names), counted(other, labels, names))
+
+
+def test_anomalies_of_no_type_are_one_row_and_neither_right_nor_wrong():
+    anomaly = np.array([[0, 0, 1, 1, 1, 1, 255]], np.uint8)
+    predicted = np.array([[19, 0, 19, 19, 20, 0, 19]], np.uint8)
+    alone = naming.count_names(predicted, LabelMap(anomaly, None), KNOWN, 3)
+    got = naming.naming_metrics(alone, HAZARDS)
+    assert got.types == ("anomaly",) and got.shares[0].tolist() == [0.5, 0.25, 0, 0.25]
+    assert np.isnan(got.iou).all() and got.on_ordinary[:2].tolist() == [1 / 3, 0] and math.isnan(got.on_ordinary[2])
+    typed = counted(np.array([[19, 0]], np.uint8), np.array([[100, 100]], np.uint8), {100: "tyre"})
+    both = naming.naming_metrics(naming.merge_names([alone, typed]), HAZARDS)
+    assert both.types == ("tyre", "anomaly") and both.iou[0] == pytest.approx(1 / 3)  # one right, one missed, one on the road
+
+
+def test_names_survive_an_interruption_and_maps_of_different_sizes_are_refused():
+    labels = interpret(np.array([[0, 100, 101, 255]], np.uint8), "classes", KNOWN, "frame", {100: "tyre", 101: "Möbel 家具"})
+    predicted, scores = np.array([[19, 19, 0, 0]], np.uint8), np.zeros((1, 4), np.float32)
+    for hazards, metrics, there in ((3, ("pixel", "naming"), True), (0, ("pixel", "naming"), False), (3, ("pixel",), False)):
+        counts = count_first("frame", scores, labels, predicted, metrics, KNOWN, hazards)
+        kept = FirstCounts.from_bytes(counts.to_bytes()).naming
+        assert (kept is not None) == there and (not there or same_names(kept, counts.naming))
+    with pytest.raises(EvaluationError, match="seven: predicted"):
+        naming.count_names(predicted[:, :3], labels, KNOWN, 3, "seven")

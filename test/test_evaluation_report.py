@@ -62,6 +62,28 @@ def test_runs_are_compared_side_by_side_with_their_frames(runs, tmp_path, capfd)
     assert page.count("data:image/jpeg;base64,") >= 4
 
 
+def with_names(run, prompts, types):
+    """The same run as if it had been asked for these prompts: each type's pixels got the name of its own prompt, half of them."""
+    document = json.loads((run / "results.json").read_text())
+    row = {"IoU": 0.4567, "pixels_predicted": 25_886, "on_own_types": 0.5, "on_anomaly": 0.9, "on_ordinary": 0.1}
+    hazards = {name: {"prompt": name, "types": [name] if name in types else [], **row} for name in prompts}
+    shares = {name: {"pixels": 1234, "named": {p: 0.42 * (p == name) for p in prompts}, "unnamed": 0.58} for name in types}
+    (run / "results.json").write_text(json.dumps(document | {"naming": {"hazards": hazards, "types": shares}}))
+
+
+def test_names_have_a_table_where_a_run_was_asked_for_any(runs, tmp_path, capfd):
+    command = ("evaluate", "compare", *runs, "--report", tmp_path / "both")
+    assert vl4ad(capfd, *command).code == 0  # results of before
+    assert "<h2>Names</h2>" not in (tmp_path / "both" / "report.html").read_text()
+    with_names(runs[1], ["tyre", "<box>"], ["tyre", "sofa & chair"])
+    assert vl4ad(capfd, *command).code == 0
+    page = (tmp_path / "both" / "report.html").read_text()
+    table = re.findall(r"<h2>Names</h2>.*?</section>", page, flags=re.S)[0]
+    assert table.count("<table") == 1 and "<span>&lt;box&gt;</span>" in table and "sofa &amp; chair" in table
+    assert re.search(r"<th[^>]*>tyre</th><td>1.2k</td><td class=\"none\"[^>]*>58</td><td class=\"own\"[^>]*>42</td>", table)
+    assert "<td>0.46</td>" in table and "<td>26k</td>" in table
+
+
 def test_comparing_what_is_no_run_is_one_line(tmp_path, runs, capfd):
     (tmp_path / "other.json").write_text("{}")
     for path, message in (("none", "no result at"), ("other.json", "is no result of")):

@@ -1,5 +1,8 @@
 """Where frames come from: folders in the public layouts, saved scores in every format, and bags; bad ones are named."""
 
+import json
+import os
+
 import h5py
 import numpy as np
 import pytest
@@ -150,6 +153,88 @@ def test_folders_that_cannot_be_are_one_clear_line(tmp_path):
     save(labels / "more/other.png", LABELS)
     with pytest.raises(EvaluationError, match="both frame 'other'"):
         FolderSource(None, scores, labels).entries()
+
+
+# --- names of hazards -------------------------------------------------------------------------------------------------------
+
+RAW = np.full((48, 64), 13, np.uint8)
+RAW[10:20, 10:20], RAW[20:30, 10:20] = 100, 101
+
+
+def named_set(root, of_frame=None, of_set=None, where=""):
+    """Two frames with class labels; names of the first one's hazards, and of the whole set's."""
+    for name in ("a", "b"):
+        save(root / f"images/{name}.png", picture())
+        save(root / f"labels/{name}.png", RAW)
+    if of_frame is not None:
+        (root / "frames").mkdir()
+        (root / "frames/a.json").write_text(of_frame)
+    if of_set is not None:
+        (root / where / "hazards.json").write_text(of_set)
+    return FolderSource(*_image_and_label(root), hazard_names=True)
+
+
+@pytest.mark.parametrize("where", ["", "labels"])
+def test_names_of_the_set_are_those_of_every_frame_and_a_frame_s_own_come_first(tmp_path, where):
+    of_set = '{"hazards": {"100": "tyre", "101": {"name": " cardboard  box "}}}'
+    first, second = frames_of(named_set(tmp_path, '{"hazards": {"100": {"name": "sofa"}}}', of_set, where))
+    assert first.labels.hazard_names == {100: "sofa", 101: "cardboard box"}
+    assert second.labels.hazard_names == {100: "tyre", 101: "cardboard box"}
+    assert (second.labels.hazards[second.labels.anomaly == 1] == RAW[RAW >= 100]).all()
+
+
+def test_hazards_json_alone_says_that_labels_are_classes(tmp_path):
+    frame = frames_of(named_set(tmp_path, of_set='{"hazards": {}}'))[0]
+    assert frame.labels.classes is not None and frame.labels.hazard_names == {}
+
+
+def test_frames_count_again_when_names_change(tmp_path):
+    source = named_set(tmp_path, "{}", '{"hazards": {"100": "tyre"}}')
+    for file, changed in (("hazards.json", {"a", "b"}), ("frames/a.json", {"a"})):
+        before = {entry.name: entry.version for entry in source.entries()}
+        os.utime(tmp_path / file, (1, 1))
+        assert {entry.name for entry in source.entries() if entry.version != before[entry.name]} == changed
+
+
+MALFORMED = [
+    ("{", "is not JSON"),
+    ("[]", "does not say what the hazards are"),
+    ('{"hazards": ["tyre"]}', "does not say what the hazards are"),
+    ('{"hazards": {"1": "tyre"}}', "'1' is no hazard's label: they are 100..254"),
+    ('{"hazards": {"tyre": 100}}', "'tyre' is no hazard's label"),
+    ('{"hazards": {"100": {"title": "tyre"}}}', "hazard 100 has no usable name"),
+    ('{"hazards": {"100": " "}}', "hazard 100 has no usable name"),
+    ("\xff", "is not JSON"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), [*MALFORMED, ("{}", "does not say what the hazards are")])
+def test_malformed_names_of_a_set_are_its_failure_and_those_of_a_frame_only_the_frame_s(tmp_path, content, message):
+    source = named_set(tmp_path / "one", of_set=content)
+    with pytest.raises(EvaluationError, match=r"hazards\.json.*" + message):
+        source.entries()
+    assert len(frames_of(FolderSource(*_image_and_label(tmp_path / "one")))) == 2  # nobody asked for names
+    first, second = frames_of(named_set(tmp_path / "two", of_frame=content))
+    assert not isinstance(second, FrameFailure) and isinstance(first, FrameFailure) == (content != "{}")
+    if content != "{}":
+        assert "frames/a.json" in first.reason and message in first.reason
+
+
+def test_names_lie_in_the_bag_s_folder_or_beside_its_file(tmp_path):
+    bag = write_bag(tmp_path / "drive", [("/camera/image", START, picture()), ("/camera/labels", START, RAW)])
+    for content, names in ((None, {}), ({"100": {"name": "tyre"}, "101": "sofa"}, {100: "tyre", 101: "sofa"})):
+        if content:
+            (bag / "hazards.json").write_text(json.dumps({"hazards": content}))
+        for path in (bag, next(bag.glob("*.mcap"))):
+            assert frames_of(open_bag(path, hazard_names=True))[0].labels.hazard_names == names
+            assert frames_of(open_bag(path))[0].labels.hazard_names == {}
+    source = open_bag(next(bag.glob("*.mcap")), hazard_names=True)
+    before = source.entries()
+    os.utime(bag / "hazards.json", (1, 1))
+    assert source.entries() != before
+    (bag / "hazards.json").write_text("{")
+    with pytest.raises(EvaluationError, match=r"hazards\.json is not JSON"):
+        source.entries()
 
 
 # --- saved scores -----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,9 @@ def bag(tmp_path):
         labels[60:90, 40 + 8 * index : 80] = 100
         stamp, jpeg = START + index * STEP, png(picture(seed=index), "JPEG")
         messages += [("/camera/image/compressed", stamp, ("rgb8; jpeg compressed bgr8", jpeg)), ("/camera/labels", stamp, labels)]
-    return write_bag(tmp_path / "drive", messages, compression="storage")
+    path = write_bag(tmp_path / "drive", messages, compression="storage")
+    (path / "hazards.json").write_text('{"hazards": {"100": "sofa"}}')
+    return path
 
 
 def replay(capfd, monkeypatch, *arguments):
@@ -44,7 +46,7 @@ def test_the_lossless_live_result_equals_the_offline_one(tmp_path, bag, capfd, m
     for document in (live, offline):
         del document["configuration"]
     figures = live.pop("live")
-    assert live == offline
+    assert live == offline and list(live["naming"]["types"]) == ["sofa"]
     assert (figures["sent"], figures["answered"], figures["dropped"]) == (COUNT, COUNT, 0)
     assert 0 < figures["latency_ms"]["p50"] <= figures["latency_ms"]["p95"] <= figures["latency_ms"]["p99"]
     assert figures["throughput_hz"] > 0 and "latency p50" in out

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vl4ad_model.errors import EvaluationError, MissingDependencyError
-
-LEGEND = "hazards.json"
-FIRST_HAZARD = 100
+from vl4ad_model.evaluation.label_files import FIRST_HAZARD, HAZARDS_FILE, read_hazard_names
 
 
 @dataclass(frozen=True)
@@ -89,9 +86,5 @@ def read_recording(path: Path) -> Recording:
     if len(times) < 2:
         raise EvaluationError(f"{path}: images and labels have no times in common")
     frames = tuple(RecordedFrame((time - times[0]) * 1e-9, *images[time], labels[time]) for time in times)
-    names: dict[int, str] = {}
-    legend = path / LEGEND
-    if legend.is_file():
-        hazards = json.loads(legend.read_text(encoding="utf-8")).get("hazards", {})
-        names = {int(value): str(entry["name"]) for value, entry in hazards.items()}
-    return Recording(frames, str(source.image_topic), names)
+    legend = path / HAZARDS_FILE
+    return Recording(frames, str(source.image_topic), read_hazard_names(legend) if legend.is_file() else {})

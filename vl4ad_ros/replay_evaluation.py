@@ -27,9 +27,10 @@ from vl4ad_model.errors import EvaluationError, Vl4adError
 from vl4ad_model.evaluation import bags, commands, runner
 from vl4ad_model.evaluation.component_metrics import TRACKS
 from vl4ad_model.evaluation.frame_counts import METRICS
-from vl4ad_model.evaluation.options import class_names
+from vl4ad_model.evaluation.options import words
 from vl4ad_model.evaluation.outputs import check_report, check_writable
 from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure
+from vl4ad_ros.parameters import prompts_from
 
 SCORE, LABELS = "anomaly_score", "segmentation"
 SETTLE_SECONDS = 5.0
@@ -239,7 +240,9 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
         label_topic=options.label_topic,
         label_values=options.label_values,
         tolerance=options.tolerance,
+        hazard_names="naming" in metrics and bool(options.hazard),
     )
+    source.names()
     compressed = is_compressed(source)
     domain = shared_domain() if options.attach else own_domain()
     with contextlib.ExitStack() as stack:
@@ -266,8 +269,13 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
         status = client.wait_until_built(say=lambda text: print(text, file=sys.stderr))
         names = ("model", "engine", "hazard_prompts", "merge_classes", "classifier", "scoring")
         asked = {name: client.get_parameter(name) for name in names}
-        vocabulary = _class_names(client.get_parameter("vocabulary_file"))
-        source = replace(source, class_count=len(vocabulary))
+        model = _model_settings(asked)
+        vocabulary = words(
+            runner.ModelSettings(vocabulary=client.get_parameter("vocabulary_file") or None, hazards=tuple(model["hazards"]))
+        )
+        class_names = vocabulary.names[: vocabulary.known_count]
+        settings_ = runner.Settings(options.track, metrics, options.threshold, None, class_names, vocabulary.hazards)
+        source = replace(source, class_count=len(settings_.class_names), hazard_names=settings_.judges_names)
         print(f"playing {options.bag}", file=sys.stderr)
         folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="vl4ad-replay-")))
         replay = play(client, source, folder, rate=options.rate, timeout=options.timeout)
@@ -276,24 +284,18 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
     configuration = {
         "source": "live",
         "bags": [source.describe()],
-        "model": _model_settings(asked),
+        "model": model,
         "detector": {name: status[name] for name in ("engine", "engine reason", "device", "precision") if name in status},
         "speed": "lossless" if options.rate is None else f"{options.rate:g} x",
     }
-    settings_ = runner.Settings(options.track, metrics, options.threshold, None, vocabulary)
     summary = replay.summary()
     return commands.finish_live(
         LiveSource(source, replay.answers), settings_, configuration, summary, options.json_file, options.report
     )
 
 
-def _class_names(vocabulary_file: str) -> tuple[str, ...]:
-    return class_names(runner.ModelSettings(vocabulary=vocabulary_file or None))
-
-
 def _model_settings(asked: Mapping[str, Any]) -> dict[str, Any]:
-    hazards = asked["hazard_prompts"]
-    return {**asked, "hazards": [hazards] if isinstance(hazards, str) else list(hazards or [])}
+    return {**asked, "hazards": list(prompts_from(asked["hazard_prompts"]))}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

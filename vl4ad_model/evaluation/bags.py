@@ -44,6 +44,7 @@ class BagSource:
         class_count: K of the vocabulary, for class labels.
         tolerance_ns: how far apart the stamps of an image and its label may be.
         every_ns: of the images, keep one in this time.
+        hazard_names: whether to read what the hazards in class labels are called.
     """
 
     path: Path
@@ -55,8 +56,25 @@ class BagSource:
     class_count: int = 19
     tolerance_ns: int = 0
     every_ns: int = 0
+    hazard_names: bool = False
+
+    def names(self) -> dict[int, str]:
+        """What the hazards in the labels are called, from hazards.json in the bag's folder.
+
+        Raises:
+            EvaluationError: that file is malformed.
+        """
+        file = self._names_file()
+        return label_files.read_hazard_names(file) if file else {}
+
+    def _names_file(self) -> Path | None:
+        if not self.hazard_names or self.label_values != "classes":
+            return None
+        file = (self.path if self.path.is_dir() else self.path.parent) / label_files.HAZARDS_FILE
+        return file if file.is_file() else None
 
     def entries(self) -> list[Entry]:
+        self.names()
         seen_topic = self.score_topic or self.image_topic
         topics = [topic for topic in (self.image_topic, self.score_topic, self.label_topic) if topic]
         stamps = _stamps(self.path, topics)
@@ -65,7 +83,9 @@ class BagSource:
             if len(stamps[topic]) > 1 and not any(stamps[topic]):
                 raise EvaluationError(f"{self.path}: every message on {topic} has stamp 0, so images and labels cannot be matched")
         pictures = stamps.get(self.image_topic or "", {})
-        version = " ".join(f"{name}:{size}:{modified}" for name, size, modified in _state(self.path))
+        names_file = self._names_file()
+        state = _state(self.path) + (_state(names_file) if names_file and self.path.is_file() else [])
+        version = " ".join(f"{name}:{size}:{modified}" for name, size, modified in state)
         entries: list[tuple[int, Entry]] = []  # with their stamps, which order them
         last = None
         if not self.label_topic:
@@ -97,26 +117,26 @@ class BagSource:
     def frames(self, entries: Sequence[Entry], *, pictures: bool = True) -> Iterator[Frame | FrameFailure]:
         skip = self.image_topic if self.score_topic and not pictures else None
         wanted = [[part for part in entry.key if part[0] != skip] for entry in entries if not entry.failure]
-        messages, done = raw_messages(self.path, wanted), 0
+        messages, done, names = raw_messages(self.path, wanted), 0, self.names()
         for entry in entries:
             if entry.failure:
                 yield FrameFailure(entry.name, entry.failure)
                 continue
             done += 1
             try:
-                yield self._frame(entry.name, _decoded(self.path, next(messages)))
+                yield self._frame(entry.name, _decoded(self.path, next(messages)), names)
             except Vl4adError as error:
                 yield FrameFailure(entry.name, f"{entry.name}: {error}")
                 messages = raw_messages(self.path, wanted[done:])  # a generator that has raised gives nothing more
 
-    def _frame(self, name: str, messages: dict[str, Any]) -> Frame:
+    def _frame(self, name: str, messages: dict[str, Any], names: dict[int, str]) -> Frame:
         image, scores, label = (messages.get(topic or "") for topic in (self.image_topic, self.score_topic, self.label_topic))
         rgb = decode_image(image) if image is not None else None
         values = decode_scores(scores) if scores is not None else None
         truth = None
         if label is not None:
             raw = decode_labels(label)
-            truth = label_files.interpret(raw, self.label_values, self.class_count, "labels")
+            truth = label_files.interpret(raw, self.label_values, self.class_count, "labels", names)
             seen = values if values is not None else rgb
             if seen is not None and seen.shape[:2] != raw.shape:
                 raise EvaluationError(
@@ -131,6 +151,9 @@ class BagSource:
                 described[key] = getattr(self, key)
         if self.label_topic:
             described |= {"label_values": self.label_values, "tolerance_s": self.tolerance_ns / _NS}
+        names_file = self._names_file()
+        if names_file:
+            described["hazard_names"] = str(names_file)
         if self.every_ns:
             described["every_s"] = self.every_ns / _NS
         return described
@@ -148,6 +171,7 @@ def open_bag(
     class_count: int = 19,
     tolerance: float = 0.0,
     every: float = 0.0,
+    hazard_names: bool = False,
 ) -> BagSource:
     """Look into a bag and choose its topics.
 
@@ -161,6 +185,7 @@ def open_bag(
         class_count: K.
         tolerance: seconds.
         every: seconds between images that are kept; 0 = all.
+        hazard_names: whether to read what the hazards in class labels are called.
 
     Raises:
         EvaluationError: no bag, damaged, or no such topic; the message lists the topics there are.
@@ -197,6 +222,7 @@ def open_bag(
         class_count,
         round(tolerance * _NS),
         round(every * _NS),
+        hazard_names,
     )
     if label_topic and label_values == "auto" and _has_classes(source):
         source = replace(source, label_values="classes")

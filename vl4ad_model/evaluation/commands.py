@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,16 +30,16 @@ from vl4ad_model.evaluation.options import (
     Track,
     Workers,
     bag_sources,
-    class_names,
     image_sources,
     label_values_from,
     metrics_from,
     takes_model,
+    words,
 )  # fmt: skip
 from vl4ad_model.evaluation.ordinary_commands import calibrate, prompts_app
 from vl4ad_model.evaluation.outputs import check_report, check_writable, finish, version, warn, write_json
 from vl4ad_model.evaluation.progress import ConsoleProgress
-from vl4ad_model.evaluation.runner import Mapper, Settings, evaluate, mapper
+from vl4ad_model.evaluation.runner import Mapper, ModelSettings, Settings, evaluate, mapper
 from vl4ad_model.evaluation.sources import Source
 
 __all__ = ["benchmark_metrics", "calibrate", "evaluate_app", "finish_live", "prompts_app"]
@@ -67,7 +67,7 @@ def evaluate_scores(
     source = FolderSource(images, scores, labels, label_values_from(label_values))
     if source.unlabelled:
         warn(f"{source.unlabelled} score maps have no label and are left out")
-    settings = Settings(track, metrics_from(metrics), threshold, None, (), strict)
+    settings = Settings(track, metrics_from(metrics), threshold, strict=strict)
     _evaluate([source], settings, {"source": "scores", **source.describe()}, workers, json_file, report)
 
 
@@ -86,14 +86,15 @@ def evaluate_images(
     report: Report = None,
 ) -> None:
     """Run a model over images with labels and evaluate what it says."""
-    names = class_names(chosen.settings)
-    sources = image_sources(images, labels, label_values_from(label_values), len(names))
+    settings = _settings(track, metrics, threshold, chosen.settings, strict)
+    sources = image_sources(
+        images, labels, label_values_from(label_values), len(settings.class_names), hazard_names=settings.judges_names
+    )
     for source in sources:
         if source.labels is None:
             raise EvaluationError(f"no labels were found beside {source.images}: pass --labels FOLDER")
         if source.unlabelled:
             warn(f"{source.unlabelled} images in {source.images} have no label and are left out")
-    settings = Settings(track, metrics_from(metrics), threshold, chosen.settings, names, strict)
     configuration = {"source": "images", "folders": [source.describe() for source in sources]}
     _evaluate(sources, settings, configuration, chosen.workers, json_file, report)
 
@@ -119,21 +120,30 @@ def evaluate_bag(
     report: Report = None,
 ) -> None:
     """Run a model over the images of rosbag2 recordings that carry labels, and evaluate what it says."""
-    names = class_names(chosen.settings)
+    settings = _settings(track, metrics, threshold, chosen.settings, strict)
+    if score_topic:
+        settings = replace(settings, model=None, hazards=())
     sources = bag_sources(
         [bag.resolve() for bag in bags] if ray else bags,
         image_topic=image_topic,
         label_topic=label_topic,
         score_topic=score_topic,
         label_values=label_values_from(label_values),
-        class_count=len(names),
+        class_count=len(settings.class_names),
         tolerance=tolerance,
+        hazard_names=settings.judges_names,
     )
-    settings = Settings(track, metrics_from(metrics), threshold, None if score_topic else chosen.settings, names, strict)
     configuration = {"source": "bag", "bags": [source.describe() for source in sources]}
     if ray and not (json_file or report):
         raise EvaluationError("--ray needs --json FILE or --report DIR on storage that all machines share")
     _evaluate(sources, settings, configuration, chosen.workers, json_file, report, ray)
+
+
+def _settings(track: str, metrics: str, threshold: float | None, model: ModelSettings, strict: bool) -> Settings:
+    """Settings of a run with a model and its words."""
+    vocabulary = words(model)
+    names = vocabulary.names[: vocabulary.known_count]
+    return Settings(track, metrics_from(metrics), threshold, model, names, vocabulary.hazards, strict)
 
 
 def _evaluate(

@@ -7,6 +7,9 @@
 | RoadAnomaly | frames/NAME.jpg | frames/NAME.labels/labels_semantic.png |
 | `vl4ad scenes` | images/NAME.jpg | labels/NAME.png, with frames/NAME.json beside them |
 | anything else | NAME.* | NAME.png or NAME_labels.png |
+
+What the hazards in labels are called says frames/NAME.json for its frame, and hazards.json, among the labels or in the folder
+above them, for the whole set.
 """
 
 from __future__ import annotations
@@ -34,10 +37,12 @@ class FolderSource:
 
     Attributes:
         images, scores, labels: folders; None = none.
-        label_values: "anomaly", "classes", or "auto": classes where frames/*.json lie beside the labels, else anomaly.
+        label_values: "anomaly", "classes", or "auto": classes where frames/*.json or hazards.json lie beside the labels, else
+            anomaly.
         class_count: K of the vocabulary, for class labels.
         every: keep each n-th frame only.
         prefix: put before every frame's name, where several folders are evaluated together.
+        hazard_names: whether to read what the hazards in class labels are called.
     """
 
     images: Path | None = None
@@ -47,8 +52,12 @@ class FolderSource:
     class_count: int = 19
     every: int = 1
     prefix: str = ""
+    hazard_names: bool = False
 
     def entries(self) -> list[Entry]:
+        names_file, own_names = self._names_file(), self._own_names()
+        if names_file:
+            label_files.read_hazard_names(names_file)
         images = _files(self.images, "images") if self.images else {}
         scores = _files(self.scores, "score maps") if self.scores else {}
         labels = find_labels(self.labels) if self.labels else {}
@@ -63,9 +72,15 @@ class FolderSource:
         for name in names[:: self.every]:
             found = _match(name, wanted)
             picture = _match(name, images)
-            paths = (images.get(picture or ""), scores.get(found or "") if self.scores else None, labels.get(name))
+            paths = (
+                images.get(picture or ""),
+                scores.get(found or "") if self.scores else None,
+                labels.get(name),
+                own_names.get(name),
+            )
             failure = "" if found else f"no {what} for {labels[name]}"
-            entries.append(Entry(self.prefix + name, tuple(str(p) if p else None for p in paths), _version(paths), failure))
+            version = _version([*paths, names_file])
+            entries.append(Entry(self.prefix + name, tuple(str(p) if p else None for p in paths), version, failure))
         return entries
 
     @property
@@ -80,19 +95,21 @@ class FolderSource:
     def frames(self, entries: Sequence[Entry], *, pictures: bool = True) -> Iterator[Frame | FrameFailure]:
         from vl4ad_model import image_files
 
-        kind = self.label_kind()
+        kind, names_file = self.label_kind(), self._names_file()
+        names_of_set = label_files.read_hazard_names(names_file) if names_file else {}
         for entry in entries:
             if entry.failure:
                 yield FrameFailure(entry.name, entry.failure)
                 continue
-            image, scores, labels = (Path(path) if path else None for path in entry.key)
+            image, scores, labels, own_names = (Path(path) if path else None for path in entry.key)
             try:
                 rgb = image_files.read_rgb(image) if image and (pictures or not scores) else None
                 values = score_files.read_scores(scores) if scores else None
                 truth = None
                 if labels:
                     raw = label_files.read_label_values(labels)
-                    truth = label_files.interpret(raw, kind, self.class_count, str(labels))
+                    names = label_files.read_hazard_names(own_names, whole_set=False) if own_names else {}
+                    truth = label_files.interpret(raw, kind, self.class_count, str(labels), {**names_of_set, **names})
                     seen = values if values is not None else rgb
                     if seen is not None and seen.shape[:2] != raw.shape:
                         raise EvaluationError(
@@ -107,13 +124,34 @@ class FolderSource:
         """ "anomaly" or "classes"."""
         if self.label_values != "auto" or self.labels is None:
             return "classes" if self.label_values == "classes" else "anomaly"
-        return "classes" if _is_rendered(self.labels) else "anomaly"
+        return "classes" if _is_rendered(self.labels) or self._hazards_file() else "anomaly"
+
+    def _hazards_file(self) -> Path | None:
+        """hazards.json of the whole set, if there is one: among the labels, or above a folder that holds labels only."""
+        if self.labels is None:
+            return None
+        folders = [self.labels] if self.labels == self.images else [self.labels, self.labels.parent]
+        files = [folder / label_files.HAZARDS_FILE for folder in folders]
+        return next((file for file in files if file.is_file()), None)
+
+    def _names_file(self) -> Path | None:
+        """The file with names for the whole set that is to be read."""
+        return self._hazards_file() if self.hazard_names and self.label_kind() == "classes" else None
+
+    def _own_names(self) -> dict[str, Path]:
+        """The files with names for one frame each that are to be read, by frame name."""
+        if self.labels is None or not self.hazard_names or self.label_kind() != "classes":
+            return {}
+        return {file.stem: file for file in (self.labels.parent / "frames").glob("*.json")}
 
     def describe(self) -> dict[str, Any]:
         names = {"images": self.images, "scores": self.scores, "labels": self.labels}
         described: dict[str, Any] = {key: str(value) for key, value in names.items() if value}
         if self.labels:
             described["label_values"] = self.label_kind()
+        names_file = self._names_file()
+        if names_file:
+            described["hazard_names"] = str(names_file)
         if self.every != 1:
             described["every"] = self.every
         return described

@@ -17,10 +17,11 @@ from vl4ad_model.evaluation.component_metrics import Components, Track
 from vl4ad_model.evaluation.exact_metrics import AnomalousScores, OrdinaryCounts
 from vl4ad_model.evaluation.label_files import LabelMap
 from vl4ad_model.evaluation.label_metrics import confusion_matrix
+from vl4ad_model.evaluation.naming_metrics import NamingCounts, count_names
 from vl4ad_model.evaluation.pixel_metrics import PixelCounts
 from vl4ad_model.evaluation.scored_pixels import split_pixels
 
-METRICS = ("pixel", "components", "fishyscapes", "miou")
+METRICS = ("pixel", "components", "fishyscapes", "miou", "naming")
 HISTOGRAM_BINS = 80
 
 
@@ -34,6 +35,7 @@ class FirstCounts(NamedTuple):
         low, high: lowest and highest score that counts, NaN where none does.
         stored_dtype: "float16" or "float32".
         confusion: (K, K + 1) int64, or None where no classes are labelled or predicted.
+        naming: which names hazards were given, or None where none can be given or nothing is predicted.
     """
 
     pixels: PixelCounts
@@ -43,11 +45,15 @@ class FirstCounts(NamedTuple):
     high: float
     stored_dtype: str
     confusion: np.ndarray | None
+    naming: NamingCounts | None
 
     def to_bytes(self) -> bytes:
         """As an .npz archive, for interrupted runs."""
         stream = io.BytesIO()
         arrays = {} if self.confusion is None else {"confusion": self.confusion}
+        if self.naming is not None:
+            arrays["types"] = np.array(list(self.naming.types), np.str_)
+            arrays["named"] = np.stack([self.naming.ordinary, *self.naming.types.values()])
         arrays |= dict(
             thresholds=self.pixels.thresholds,
             true_positives=self.pixels.true_positives,
@@ -66,6 +72,10 @@ class FirstCounts(NamedTuple):
         with np.load(io.BytesIO(content), allow_pickle=False) as stored:
             positives, negatives = stored["sizes"].tolist()
             auprc, low, high = stored["numbers"].tolist()
+            naming = None
+            if "named" in stored.files:
+                ordinary, *vectors = stored["named"]
+                naming = NamingCounts(ordinary, dict(zip(stored["types"].tolist(), vectors, strict=True)))
             return cls(
                 PixelCounts(stored["thresholds"], stored["true_positives"], stored["false_positives"], positives, negatives),
                 AnomalousScores(stored["distinct"], stored["distinct_pixels"]),
@@ -74,6 +84,7 @@ class FirstCounts(NamedTuple):
                 high,
                 str(stored["stored_dtype"]),
                 stored["confusion"] if "confusion" in stored.files else None,
+                naming,
             )
 
 
@@ -121,7 +132,13 @@ class SecondCounts(NamedTuple):
 
 
 def count_first(
-    name: str, scores: np.ndarray, labels: LabelMap, predicted: np.ndarray | None, metrics: Collection[str], class_count: int
+    name: str,
+    scores: np.ndarray,
+    labels: LabelMap,
+    predicted: np.ndarray | None,
+    metrics: Collection[str],
+    class_count: int,
+    hazard_count: int,
 ) -> FirstCounts:
     """First round of one frame.
 
@@ -129,9 +146,10 @@ def count_first(
         name: for error messages.
         scores: (H, W) floating point.
         labels: ground truth.
-        predicted: (H, W) uint8 class ids, or None.
+        predicted: (H, W) uint8 ids of classes and hazards, or None.
         metrics: which of `METRICS` are wanted.
         class_count: K.
+        hazard_count: how many hazards could be predicted.
 
     Raises:
         EvaluationError: the frame cannot be evaluated.
@@ -142,6 +160,9 @@ def count_first(
     confusion = None
     if "miou" in metrics and predicted is not None and labels.classes is not None:
         confusion = confusion_matrix(predicted, labels.classes, class_count, name)
+    naming = None
+    if "naming" in metrics and predicted is not None and hazard_count:
+        naming = count_names(predicted, labels, class_count, hazard_count, name)
     return FirstCounts(
         counted,
         exact_metrics.count_anomalous(pixels) if "fishyscapes" in metrics else exact_metrics.merge_anomalous([]),
@@ -150,6 +171,7 @@ def count_first(
         max((part.high for part in parts), default=float("nan")),
         str(pixels.stored_dtype),
         confusion,
+        naming,
     )
 
 

@@ -1,11 +1,13 @@
 """Label maps as files and messages hold them, turned into what the metrics read. Values that mean nothing are an error.
 
 Two kinds exist. "anomaly": 0 ordinary, 1 anomaly, 255 ignore (SegmentMeIfYouCan, Fishyscapes), or 0 and 2 (RoadAnomaly).
-"classes": 0..K-1 known classes, 255 ignore, 100 and above a hazard (`vl4ad scenes`).
+"classes": 0..K-1 known classes, 255 ignore, 100 and above a hazard (`vl4ad scenes`). What those hazards are says a JSON file.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,8 @@ from vl4ad_model.evaluation.scored_pixels import ANOMALY, IGNORE, ORDINARY
 
 KINDS = ("anomaly", "classes")
 FIRST_HAZARD = 100
+HAZARDS_FILE = "hazards.json"
+_LONGEST_NAME = 200
 
 
 class LabelMap(NamedTuple):
@@ -24,13 +28,19 @@ class LabelMap(NamedTuple):
     Attributes:
         anomaly: (H, W) uint8: 0 ordinary, 1 anomaly, 255 ignore.
         classes: (H, W) uint8: known classes, 255 = not counted (ignored, or a hazard); None where only anomalies are labelled.
+        hazards: (H, W) uint8: at anomalies the hazard's label, from 100 on; None where only anomalies are labelled.
+        hazard_names: names by label; a hazard may have none.
     """
 
     anomaly: np.ndarray
     classes: np.ndarray | None
+    hazards: np.ndarray | None = None
+    hazard_names: Mapping[int, str] = {}
 
 
-def interpret(values: np.ndarray, kind: str, class_count: int, what: str) -> LabelMap:
+def interpret(
+    values: np.ndarray, kind: str, class_count: int, what: str, hazard_names: Mapping[int, str] | None = None
+) -> LabelMap:
     """Turn raw label values into a `LabelMap`.
 
     Args:
@@ -38,6 +48,7 @@ def interpret(values: np.ndarray, kind: str, class_count: int, what: str) -> Lab
         kind: "anomaly" or "classes".
         class_count: K, for "classes".
         what: the file or frame, for error messages.
+        hazard_names: names by label, for "classes".
 
     Raises:
         EvaluationError: another shape, type or value.
@@ -56,7 +67,7 @@ def interpret(values: np.ndarray, kind: str, class_count: int, what: str) -> Lab
         table[:class_count], table[255] = ORDINARY, IGNORE
         known = np.full(256, 255, np.uint8)
         known[:class_count] = np.arange(class_count)
-        return LabelMap(table[values], known[values])
+        return LabelMap(table[values], known[values], values, hazard_names or {})
     if present <= {0, 1, 255}:
         return LabelMap(values, None)
     if present <= {0, 2, 255}:
@@ -91,3 +102,39 @@ def read_label_values(path: Path) -> np.ndarray:
         raise EvaluationError(f"{path} is not an image that can be read") from None
     except (OSError, ValueError, SyntaxError) as error:
         raise EvaluationError(f"{path} is damaged or cannot be read ({error})") from None
+
+
+def read_hazard_names(path: Path, *, whole_set: bool = True) -> dict[int, str]:
+    """What the labels from 100 on are, as `vl4ad scenes` writes it: {"hazards": {"100": {"name": "tyre"}, "101": "sofa"}}.
+
+    Args:
+        path: `hazards.json` of a whole set, or the JSON file of one frame.
+        whole_set: False = a frame's file, which may be about other things and say nothing of hazards.
+
+    Returns:
+        names by label, blanks collapsed.
+
+    Raises:
+        EvaluationError: it cannot be read, or an entry means nothing.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise EvaluationError(f"{path} is not JSON ({str(error).splitlines()[0]})") from None
+    hazards = content.get("hazards", None if whole_set else {}) if isinstance(content, dict) else None
+    if not isinstance(hazards, dict):
+        raise EvaluationError(
+            f'{path} does not say what the hazards are: it needs {{"hazards": {{"{FIRST_HAZARD}": "tyre", ...}}}}'
+        )
+    names = {}
+    for label, entry in hazards.items():
+        if not label.isdecimal() or not FIRST_HAZARD <= int(label) < IGNORE:
+            raise EvaluationError(f"{path}: '{label:.20}' is no hazard's label: they are {FIRST_HAZARD}..{IGNORE - 1}")
+        name = entry.get("name") if isinstance(entry, dict) else entry
+        name = " ".join(name.split()) if isinstance(name, str) else ""
+        if not name or not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise EvaluationError(f"{path}: hazard {label} has no usable name: {entry!r:.60}")
+        names[int(label)] = name
+    return names

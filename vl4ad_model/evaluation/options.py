@@ -20,6 +20,7 @@ from vl4ad_model.sizes import parse_size
 
 if TYPE_CHECKING:
     from vl4ad_model.evaluation.bags import BagSource
+    from vl4ad_model.vocabulary import Vocabulary
 
 Track = Annotated[str, typer.Option(help="anomaly or obstacle: the size limits of components.")]
 Metrics = Annotated[str, typer.Option(help=f"Some of {','.join(METRICS)}.")]
@@ -56,7 +57,13 @@ Tolerance = Annotated[float, typer.Option(min=0, help="Seconds the stamps of an 
 
 
 def image_sources(
-    images: Sequence[Path], labels: Path | None, label_values: str, class_count: int, every: int = 1
+    images: Sequence[Path],
+    labels: Path | None,
+    label_values: str,
+    class_count: int,
+    every: int = 1,
+    *,
+    hazard_names: bool = False,
 ) -> list[FolderSource]:
     """One source per folder; with several, frames carry their folder's name."""
     if labels is not None and len(images) > 1:
@@ -67,7 +74,7 @@ def image_sources(
     for folder, name in zip(images, names, strict=True):
         pictures, found = dataset_folders(folder)
         prefix = f"{name}/" if len(images) > 1 else ""
-        sources.append(FolderSource(pictures, None, labels or found, label_values, class_count, every, prefix))
+        sources.append(FolderSource(pictures, None, labels or found, label_values, class_count, every, prefix, hazard_names))
     return sources
 
 
@@ -146,12 +153,17 @@ def takes_model(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def class_names(settings: ModelSettings) -> tuple[str, ...]:
-    """Names of the known classes; a mistake in the words shows here, before anything is read."""
+def words(settings: ModelSettings) -> Vocabulary:
+    """The known classes and hazards; a mistake in them shows here, before anything is read."""
     from vl4ad_model.vocabulary import Vocabulary
 
     vocabulary = Vocabulary.from_yaml(settings.vocabulary) if settings.vocabulary else Vocabulary.cityscapes()
-    vocabulary = vocabulary.adding_hazards(settings.hazards)
+    return vocabulary.adding_hazards(settings.hazards)
+
+
+def class_names(settings: ModelSettings) -> tuple[str, ...]:
+    """Names of the known classes."""
+    vocabulary = words(settings)
     return vocabulary.names[: vocabulary.known_count]
 
 

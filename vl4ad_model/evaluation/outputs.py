@@ -12,6 +12,7 @@ import typer
 from vl4ad_model.errors import EvaluationError, ImageError, MissingDependencyError
 from vl4ad_model.evaluation.runner import Finished
 
+SHOWN_HAZARDS = 8
 NOT_WHOLE = 3
 """Exit status of a run that ended but skipped frames, or in which nothing counted."""
 
@@ -158,9 +159,21 @@ def _print_summary(document: dict[str, Any]) -> None:
     rows += [(f"Fishyscapes {name}", value) for name, value in document.get("fishyscapes", {}).items()]
     for name, value in rows:
         table.add_row(name, "undefined" if value is None else f"{value:.4f}")
+    hazards = document.get("naming", {}).get("hazards", {})
+    table.add_section()
+    for name in list(hazards)[:SHOWN_HAZARDS]:
+        table.add_row(f"'{name}'", _said_of(hazards[name]))
+    if len(hazards) > SHOWN_HAZARDS:
+        table.add_row(f"... and {len(hazards) - SHOWN_HAZARDS} more", "all are in --json and --report")
     frames, stored = document["frames"], document["stored_scores"]
     table.add_section()
     table.add_row("frames", f"{frames['evaluated']}" + (f", {frames['failed']} skipped" if frames["failed"] else ""))
     if stored["float16"]:
         table.add_row("scores stored as", f"float16 in {stored['float16']} frames, evaluated as stored")
     Console().print(table)
+
+
+def _said_of(hazard: dict[str, Any]) -> str:
+    """How well one hazard is named, in a few words."""
+    iou = "" if hazard["IoU"] is None else f"IoU {hazard['IoU']:.4f}, "
+    return iou + (f"{hazard['on_ordinary']:.1%} on ordinary ground" if hazard["pixels_predicted"] else "never given to a pixel")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vl4ad_model.errors import EvaluationError, ImageError, MissingDependencyError
 from vl4ad_model.evaluation import report_plots
+from vl4ad_model.evaluation.naming_metrics import UNTYPED
 from vl4ad_model.evaluation.pictures import FALSE_ALARM, FOUND, MISSED
 from vl4ad_model.image_files import write_bytes
 
 RESULTS, PAGE, PICTURES = "results.json", "report.html", "frames"
 SHOWN_PAIRS = 8
+WIDE_NAMES = 6
+"""More prompts than these have their names written upwards."""
 
 # (key in the document, what it is called, whether higher is better, what it means)
 METRICS: tuple[tuple[str, str, bool | None, str], ...] = (
@@ -132,6 +135,7 @@ def render(runs: Sequence[ReportedRun]) -> str:
         _header(title, runs),
         *[_warning(run, len(runs) > 1) for run in runs],
         _tiles(runs[0]) if len(runs) == 1 else _comparison(runs),
+        _names(runs),
         _plots(runs),
         _frames(runs[0]) if len(runs) == 1 else _frame_pairs(runs),
         _failures(runs),
@@ -230,6 +234,72 @@ def _comparison(runs: Sequence[ReportedRun]) -> str:
         "</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>{note}</section>"
     )
+
+
+def _names(runs: Sequence[ReportedRun]) -> str:
+    """Which names hazards were given, one table per run; nothing where no run has hazards in words."""
+    tables = [(run.name, _name_table(run.document["naming"])) for run in runs if run.document.get("naming")]
+    if not tables:
+        return ""
+    parts = "".join((f"<h3>{html.escape(name)}</h3>" if len(runs) > 1 else "") + table for name, table in tables)
+    chips = [("own", "the right name"), ("other", "another hazard's name"), ("none", "no hazard's name: a known class or void")]
+    if any(UNTYPED in run.document.get("naming", {}).get("types", {}) for run in runs):
+        chips.append(("untyped", "a name, and the labels do not say which is right"))
+    legend = "".join(f'<span><i class="{kind}"></i>{meaning}</span>' for kind, meaning in chips)
+    return (
+        '<section><h2>Names</h2><p class="legend">Columns: prompts. Upper rows: how far each name can be trusted. Lower rows: what '
+        "the labels call a hazard, and the percentage of its pixels that were given each name.</p>"
+        f'<p class="legend">Shaded: {legend}</p>{parts}</section>'
+    )
+
+
+_NAME_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("IoU", "IoU", lambda value: f"{value:.2f}"),
+    ("pixels_predicted", "pixels given the name", lambda value: _short(value)),
+    ("on_own_types", "of these on that hazard, %", lambda value: f"{value:.0%}"[:-1]),
+    ("on_anomaly", "of these on any anomaly, %", lambda value: f"{value:.0%}"[:-1]),
+    ("on_ordinary", "of these on ordinary ground, %", lambda value: f"{value:.1%}"[:-1]),
+)
+
+
+def _name_table(naming: Mapping[str, Any]) -> str:
+    hazards, types = naming["hazards"], naming["types"]
+    heads = "".join(
+        f'<th title="{html.escape(entry["prompt"])}"><span>{html.escape(name)}</span></th>' for name, entry in hazards.items()
+    )
+    rows = []
+    for key, title, show in _NAME_ROWS:
+        values = [entry[key] for entry in hazards.values()]
+        if any(value is not None for value in values):
+            cells = "".join(f"<td>{'–' if value is None else show(value)}</td>" for value in values)
+            rows.append(f'<tr class="sum"><th>{title}</th><td></td><td></td>{cells}</tr>')
+    for type_name, entry in types.items():
+        wrong = "untyped" if type_name == UNTYPED else "other"
+        cells = "".join(
+            _share_cell(share, "own" if type_name in hazards[name]["types"] else wrong) for name, share in entry["named"].items()
+        )
+        name = html.escape(type_name)
+        head = f'<th title="{name}">{name}</th><td>{_short(entry["pixels"])}</td>'
+        rows.append(f"<tr>{head}{_share_cell(entry['unnamed'], 'none')}{cells}</tr>")
+    many = ' class="many"' if len(hazards) > WIDE_NAMES else ""
+    return (
+        f'<div class="scroll names"><table{many}><thead><tr><th></th><th><span>pixels</span></th><th><span>no name</span></th>'
+        f"{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _share_cell(share: float, kind: str) -> str:
+    """A percentage, shaded; nothing where nothing is, unless there should be something."""
+    shown = ("0" if kind == "own" else "") if share == 0 else "&lt;1" if share < 0.005 else f"{share:.0%}"[:-1]
+    return f'<td class="{kind}" style="--share:{share:.2f}">{shown}</td>'
+
+
+def _short(count: int) -> str:
+    """A count in four characters."""
+    for size, sign in ((10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.{1 if count < 9.95 * size else 0}f}{sign}"
+    return str(count)
 
 
 def _plots(runs: Sequence[ReportedRun]) -> str:

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vl4ad_model.evaluation import component_metrics, exact_metrics, label_metrics, pixel_metrics
+from vl4ad_model.evaluation import component_metrics, exact_metrics, label_metrics, naming_metrics, pixel_metrics
 from vl4ad_model.evaluation.frame_counts import FirstCounts, SecondCounts, Shared
 from vl4ad_model.evaluation.sources import FrameFailure
+from vl4ad_model.vocabulary import Hazard
 
 FORMAT = 1
 CURVE_POINTS = 400
@@ -26,6 +27,7 @@ class Run(NamedTuple):
         failures: frames that were skipped.
         metrics: which were wanted.
         class_names: of the known classes.
+        hazards: what the model was asked for in words.
         configuration: exactly what was evaluated, plain values.
     """
 
@@ -35,6 +37,7 @@ class Run(NamedTuple):
     failures: Sequence[FrameFailure]
     metrics: Sequence[str]
     class_names: Sequence[str]
+    hazards: Sequence[Hazard]
     configuration: Mapping[str, Any]
 
 
@@ -77,6 +80,9 @@ def to_document(run: Run) -> dict[str, Any]:
         document["mIoU"] = classes.miou
         document["pixel_accuracy"] = classes.accuracy
         document["IoU"] = dict(zip(run.class_names, classes.iou.tolist(), strict=True))
+    named = [count.naming for count in counts if count.naming is not None]
+    if "naming" in run.metrics and named:
+        document["naming"] = _naming(naming_metrics.naming_metrics(naming_metrics.merge_names(named), run.hazards), run.hazards)
     document["configuration"] = dict(run.configuration)
     document["curves"] = _curve(pixel.curve)
     document["histogram"] = {
@@ -112,6 +118,31 @@ def _components(run: Run) -> dict[str, Any]:
         }
         if defined
         else None,
+    }
+
+
+def _naming(metrics: naming_metrics.NamingMetrics, hazards: Sequence[Hazard]) -> dict[str, Any]:
+    return {
+        "hazards": {
+            hazard.name: {
+                "prompt": hazard.prompt,
+                "types": metrics.own_types[index],
+                "IoU": metrics.iou[index],
+                "pixels_predicted": metrics.predicted[index],
+                "on_anomaly": metrics.on_anomaly[index],
+                "on_ordinary": metrics.on_ordinary[index],
+                "on_own_types": metrics.on_own_types[index],
+            }
+            for index, hazard in enumerate(hazards)
+        },
+        "types": {
+            name: {
+                "pixels": metrics.pixels[index],
+                "named": {hazard.name: share for hazard, share in zip(hazards, metrics.shares[index], strict=False)},
+                "unnamed": metrics.shares[index, -1],
+            }
+            for index, name in enumerate(metrics.types)
+        },
     }
 
 

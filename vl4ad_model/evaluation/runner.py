@@ -24,6 +24,7 @@ from vl4ad_model.evaluation.label_files import LabelMap
 from vl4ad_model.evaluation.results import Run
 from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure, Source
 from vl4ad_model.evaluation.work_folder import WorkFolder, WorkFolderError, fingerprint, open_work_folder
+from vl4ad_model.vocabulary import Hazard
 from vl4ad_model.worker_processes import deaf_to_interrupts
 
 T = TypeVar("T")
@@ -68,6 +69,7 @@ class Settings:
         threshold: for the components; None = that of F1*.
         model: None = the source has scores.
         class_names: of the known classes, for mIoU.
+        hazards: what the model was asked for in words, in the order of their labels.
         strict: stop at the first frame that fails.
     """
 
@@ -76,6 +78,7 @@ class Settings:
     threshold: float | None = None
     model: ModelSettings | None = None
     class_names: tuple[str, ...] = field(default=(), repr=False)
+    hazards: tuple[Hazard, ...] = field(default=(), repr=False)
     strict: bool = False
 
     def __post_init__(self) -> None:
@@ -86,6 +89,11 @@ class Settings:
             raise EvaluationError(f"metric '{', '.join(odd)}' is unknown: use some of {', '.join(METRICS)}")
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise EvaluationError(f"threshold {self.threshold} is no number")
+
+    @property
+    def judges_names(self) -> bool:
+        """Whether it matters what the labels call a hazard."""
+        return "naming" in self.metrics and bool(self.hazards)
 
 
 class Task(NamedTuple):
@@ -173,7 +181,8 @@ def count_frame(
     keep_maps: bool,
 ) -> None:
     """First round of one frame into the work folder; maps are kept where the second round could not read them again."""
-    counts = frame_counts.count_first(entry.name, scores, labels, predicted, settings.metrics, len(settings.class_names))
+    class_count, hazard_count = len(settings.class_names), len(settings.hazards)
+    counts = frame_counts.count_first(entry.name, scores, labels, predicted, settings.metrics, class_count, hazard_count)
     if keep_maps:
         work.save_maps(entry, scores, labels)
     work.save(entry, counts)
@@ -313,7 +322,7 @@ def evaluate(
     finally:
         if not finished and (result_file is None or not any(map(work.has, entries))):
             work.remove()  # nothing to go on from
-    run = Run(counts, second, shared, failures, settings.metrics, settings.class_names, configuration)
+    run = Run(counts, second, shared, failures, settings.metrics, settings.class_names, settings.hazards, configuration)
     places = {entry.name: (source, entry) for source, some in listed for entry in some if entry.name not in failed}
     return Finished(run, work, places)
 

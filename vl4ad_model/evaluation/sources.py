@@ -19,7 +19,7 @@ class Frame(NamedTuple):
         rgb: (H, W, 3) uint8, or None where the source has no pictures.
         scores: (H, W) floating point, saved earlier, or None where a model is to compute them.
         labels: ground truth, or None where the source has none.
-        predicted: (H, W) uint8 class ids that came with the scores, or None.
+        predicted: (H, W) uint8 ids of classes and hazards that came with the scores, or None.
     """
 
     name: str

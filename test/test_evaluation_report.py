@@ -93,6 +93,30 @@ def test_comparing_what_is_no_run_is_one_line(tmp_path, runs, capfd):
     assert done.code == 2 and "1 names for 2 runs" in done.err and not (tmp_path / "c").exists()
 
 
+def test_results_of_a_model_without_weights_say_so_everywhere(tmp_path, capfd):
+    from vl4ad_model import registry
+
+    model = tmp_path / "model"
+    model.mkdir()
+    shutil.copy(registry.locate("tiny", offline=True).clip.parent / "config.json", model)
+    frames = small_frames(1)
+    _, labels = write_folders(tmp_path, frames)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(picture()).save(tmp_path / "images/000.png")
+    using = ("--model", model, "--engine", "torch", "--network-size", "64x96", "--images", tmp_path / "images")
+    done = vl4ad(capfd, "evaluate", "images", *using, "--labels", labels, "--report", tmp_path / "report")
+    assert done.code == 0 and done.err.count("UNTRAINED") == 1
+    document = json.loads((tmp_path / "report/results.json").read_text())
+    assert "UNTRAINED" in document["configuration"]["notice"]
+    assert '<p class="warning">UNTRAINED' in (tmp_path / "report/report.html").read_text()
+    shutil.rmtree(labels)  # what is left is ordinary driving
+    for command in (("calibrate", "--rate", 0.5, "--out", tmp_path / "c.yaml"), ("prompts", "check", "--hazard", "tyre")):
+        done = vl4ad(capfd, *command, *using)
+        assert done.code == 0 and done.err.count("UNTRAINED") == 1, done.err
+    done = vl4ad(capfd, "models", "verify", model)
+    assert done.code == 2 and "has no weights: put clip.safetensors" in done.err
+
+
 def test_a_result_that_is_not_whole_says_so_on_top(tmp_path, capfd):
     scores, labels = write_folders(tmp_path, small_frames(3))
     (scores / "001.npy").write_bytes(b"nothing")

@@ -118,7 +118,7 @@ def segment(
     legend: Annotated[bool, typer.Option("--legend", help="Add a colour legend below the overlay.")] = False,
     threshold: Annotated[float, typer.Option(help="Score from which areas are listed in --json as hazards, named or not.")] = 0.5,
     min_area: Annotated[float, typer.Option(min=0.0, max=1.0, help="Smallest of them, as a share of the image.")] = MIN_AREA,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, torch, onnx, openvino or tensorrt.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, fp16 (GPU) or bf16 (OpenVINO on a CPU that has it).")] = "fp32",
     offline: Annotated[bool, typer.Option(help="Never download.")] = False,
@@ -261,6 +261,7 @@ def models_verify(
 ) -> None:
     """Check the sha256 of every file of the models that are on this machine, and that the weights fit the network."""
     from vl4ad_model import registry
+    from vl4ad_model.errors import ModelNotFoundError
 
     chosen = names or [
         name
@@ -268,6 +269,8 @@ def models_verify(
         if (info.folder or registry.cache_folder() / info.name).joinpath("clip.safetensors").is_file()
     ]
     for name in chosen:
+        if registry.untrained_notice(name):
+            raise ModelNotFoundError(f"{name} has no weights: put clip.safetensors and decoder.safetensors (or a .pth) there")
         files = registry.locate(name, offline=True)
         registry.build_network(files)
         folder = (files.decoder or files.clip or Path()).parent

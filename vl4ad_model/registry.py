@@ -155,12 +155,25 @@ def _from_folder(folder: Path, name: str, *, notice: str) -> ModelFiles:
         values = _read_object(clip_config)
         config["clip_config"] = values.get("model_cfg", values)
     verify_folder(folder)
+    decoder, clip = _weights_in(folder)
+    if untrained := untrained_notice(folder):
+        notice = f"{notice}; {untrained}"
+    return ModelFiles(name, config, decoder, clip, notice)
+
+
+def _weights_in(folder: Path) -> tuple[Path | None, Path | None]:
+    """Files of the decoder's and CLIP's weights, None where they are missing."""
     decoders = [folder / "decoder.safetensors", *sorted(folder.glob("*.pth"))]
-    decoder = next((path for path in decoders if path.is_file()), None)
     clip = folder / "clip.safetensors"
-    if decoder is None or not clip.is_file():
-        notice = f"{notice}; UNTRAINED: deterministic weights stand in for missing files, results mean nothing"
-    return ModelFiles(name, config, decoder, clip if clip.is_file() else None, notice)
+    return next((path for path in decoders if path.is_file()), None), clip if clip.is_file() else None
+
+
+def untrained_notice(name_or_folder: str | Path) -> str:
+    """That a model folder lacks weights and what that means, one line; empty for others and for models by name."""
+    folder = Path(name_or_folder).expanduser()
+    if str(name_or_folder) in MODELS or not folder.is_dir() or None not in _weights_in(folder):
+        return ""
+    return "UNTRAINED: deterministic weights stand in for missing files, results mean nothing"
 
 
 def _read_object(path: Path) -> dict[str, Any]:

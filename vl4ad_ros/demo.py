@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 HAZARDS = ["tyre|tire", "sofa|couch", "cardboard box", "ladder"]
 TOPICS = ("segmentation", "anomaly_score")
 NODE_STATUS = "vl4ad_detector: detector"
-"""How long an engine may be built; PyTorch would answer meanwhile, but far too slowly for what is shown here."""
 PATIENCE_SECONDS = 60.0
 """How long, for the old words and for the new ones, frames are asked for once more that were dropped during the drive."""
 

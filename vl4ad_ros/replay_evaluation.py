@@ -288,6 +288,8 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
         "detector": {name: status[name] for name in ("engine", "engine reason", "device", "precision") if name in status},
         "speed": "lossless" if options.rate is None else f"{options.rate:g} x",
     }
+    if "UNTRAINED" in status.get("model notice", ""):
+        configuration["notice"] = status["model notice"]
     summary = replay.summary()
     return commands.finish_live(
         LiveSource(source, replay.answers), settings_, configuration, summary, options.json_file, options.report

@@ -37,7 +37,15 @@ from vl4ad_model.evaluation.options import (
     words,
 )  # fmt: skip
 from vl4ad_model.evaluation.ordinary_commands import calibrate, prompts_app
-from vl4ad_model.evaluation.outputs import check_report, check_writable, finish, version, warn, write_json
+from vl4ad_model.evaluation.outputs import (
+    check_report,
+    check_writable,
+    finish,
+    version,
+    warn,
+    warn_if_untrained,
+    write_json,
+)
 from vl4ad_model.evaluation.progress import ConsoleProgress
 from vl4ad_model.evaluation.runner import Mapper, ModelSettings, Settings, evaluate, mapper
 from vl4ad_model.evaluation.sources import Source
@@ -166,6 +174,8 @@ def _evaluate(
     if settings.model:
         configuration |= {"model": {key: value for key, value in asdict(settings.model).items() if key != "threads"}}
     configuration = {**configuration, "track": settings.track, "metrics": list(settings.metrics), "version": version()}
+    if notice := warn_if_untrained(settings.model):
+        configuration["notice"] = notice
     if settings.threshold is not None:
         configuration["threshold"] = settings.threshold
     with ConsoleProgress() as progress:

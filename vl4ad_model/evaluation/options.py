@@ -41,7 +41,7 @@ Classifier = Annotated[str | None, typer.Option(help="in_vocabulary, out_of_voca
 Scoring = Annotated[str | None, typer.Option(help="Anomaly score: max or normalized; default: what suits the model.")]
 Merge = Annotated[bool, typer.Option(help="Score classes of one superclass as one.")]
 Engine = Annotated[str, typer.Option(help="auto, torch, onnx, openvino or tensorrt.")]
-Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Precision = Annotated[str, typer.Option(help="fp32, fp16 (GPU) or bf16 (OpenVINO on a CPU that has it).")]
 NetworkSize = Annotated[
     str | None, typer.Option(metavar="HxW", help="Fit images into this size, multiples of 32; default: the model's own.")

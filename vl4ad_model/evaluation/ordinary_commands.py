@@ -21,7 +21,7 @@ from vl4ad_model.evaluation.options import (
     label_values_from,
     takes_model,
 )
-from vl4ad_model.evaluation.outputs import check_writable, warn, write_json
+from vl4ad_model.evaluation.outputs import check_writable, warn, warn_if_untrained, write_json
 from vl4ad_model.evaluation.progress import ConsoleProgress
 from vl4ad_model.evaluation.runner import mapper
 from vl4ad_model.evaluation.sources import Source
@@ -89,6 +89,7 @@ def calibrate(
         if path is not None:
             check_writable(path, folder=False)
     sources = ordinary_sources(bag, images, image_topic, every, label_values, len(names))
+    warn_if_untrained(settings)
     with ConsoleProgress() as progress, mapper(chosen.workers) as map_tasks:
         result = calibrate_threshold(sources, settings, map_tasks, progress, rate=rate, kind=per, alarm_pixels=alarm_pixels)
     write_parameters(out, parameters_yaml(result, settings, per, alarm_pixels, node))
@@ -138,6 +139,7 @@ def prompts_check(
     if json_file:
         check_writable(json_file, folder=False)
     sources = ordinary_sources(bag, images, image_topic, every, label_values, len(names))
+    warn_if_untrained(settings)
     with ConsoleProgress() as progress, mapper(chosen.workers) as map_tasks:
         document = check_prompts(sources, settings, chosen.hazard, names, map_tasks, progress, threshold=threshold, limit=limit)
     document["sources"] = [source.describe() for source in sources]

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from vl4ad_model.errors import EvaluationError, ImageError, MissingDependencyError
-from vl4ad_model.evaluation.runner import Finished
+from vl4ad_model.evaluation.runner import Finished, ModelSettings
 
 SHOWN_HAZARDS = 8
 NOT_WHOLE = 3
@@ -89,6 +89,16 @@ def _score_range(histogram: dict[str, Any]) -> tuple[float, float]:
     if anomaly.any():
         tops.append(edges[int(np.flatnonzero(anomaly)[-1]) + 1])
     return float(low), float(max(tops, default=edges[-1]))
+
+
+def warn_if_untrained(settings: ModelSettings | None) -> str:
+    """Say that a model has no weights; what was said, for the result."""
+    from vl4ad_model.registry import untrained_notice
+
+    notice = untrained_notice(settings.model) if settings else ""
+    if notice:
+        warn(f"{settings.model}: {notice}" if settings else notice)
+    return notice
 
 
 def warn(text: str) -> None:

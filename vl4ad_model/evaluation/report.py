@@ -174,7 +174,7 @@ def _share(pixels: Mapping[str, int]) -> str:
 
 
 def _warning(run: ReportedRun, several: bool) -> str:
-    texts = []
+    texts = [run.document["configuration"]["notice"]] if "notice" in run.document["configuration"] else []
     frames, pixels = run.document["frames"], run.document["pixels"]
     if not run.document["complete"]:
         texts.append(

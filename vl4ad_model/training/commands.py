@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,10 +20,12 @@ def train(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from vl4ad_model.errors import TrainingError
+    from vl4ad_model.errors import MissingDependencyError, TrainingError
     from vl4ad_model.training.config import TrainingConfig
     from vl4ad_model.training.trainer import Trainer
 
+    if find_spec("scipy") is None:
+        raise MissingDependencyError("scipy", "train", "training")
     settings = TrainingConfig.from_yaml(config)
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -214,3 +214,13 @@ def test_the_network_benchmark_prints_every_stage(tmp_path):
     for stage in ("image backbone", "pixel decoder", "mask decoder", "scoring"):
         assert stage in done.stdout
     assert (tmp_path / "numbers.json").is_file()
+
+
+def test_the_benchmark_of_words_compares_with_open_clip(tmp_path):
+    done = vl4ad("benchmark", "words", "--repeat", "1", "--hazard", "lost cargo", "--json", "numbers.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["concepts"] > 100 and 0 < numbers["hazard_s"] < numbers["vocabulary_s"] and numbers["difference"] < 1e-5
+    assert "lost cargo" in done.stdout
+    refused = vl4ad("benchmark", "words", "--hazard", "car", cwd=tmp_path)
+    assert refused.returncode == 2 and "already belongs to class 'car'" in refused.stderr

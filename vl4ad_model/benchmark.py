@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vl4ad_model.engines.commands import _network
+
 
 def benchmark_network(
     model: Annotated[str, typer.Option(help="Model name or folder.")] = "tiny",
@@ -46,20 +48,11 @@ def measure_network(
     import numpy as np
     import torch
 
-    from vl4ad_model import registry
-    from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
     from vl4ad_model.network_words import classifier_for, random_rows, street_vocabulary
     from vl4ad_model.scoring import Scorer
 
     torch.set_num_threads(threads)
-    if untrained and model in registry.MODELS and registry.MODELS[model].folder is None:
-        from vl4ad_model.network.deterministic import fill_deterministically
-
-        config = FCCLIPConfig.from_dict(registry.MODELS[model].config)
-        network = FCCLIP(config).eval()
-        fill_deterministically(network)
-    else:
-        network, config = registry.build_network(registry.locate(model))
+    _, network, config = _network(model, untrained, offline=False)
     default = config.network_size or (512, 1024)
     height, width = height or default[0], width or default[1]
     noise = np.random.default_rng(0).integers(0, 256, (1, height, width, 3), dtype=np.uint8)

@@ -39,6 +39,7 @@ LAZY: dict[str, tuple[str, str, str]] = {
 }
 BENCHMARKS: dict[str, tuple[str, str, str]] = {
     "network": ("vl4ad_model.benchmark", "benchmark_network", "Time and memory of every stage of a model."),
+    "words": ("vl4ad_model.benchmark_words", "benchmark_words", "What encoding new words costs."),
     "metrics": ("vl4ad_model.evaluation.commands", "benchmark_metrics", "Speed of the anomaly metrics."),
     "engines": ("vl4ad_model.engines.commands", "benchmark_engines", "Every engine that works here, side by side."),
     "agreement": ("vl4ad_model.engines.agreement_command", "benchmark_agreement", "How far every engine is from PyTorch."),

@@ -117,6 +117,10 @@ def segment(
         str | None, typer.Option(metavar="HxW", help="Fit images into this size, multiples of 32, such as 512x1024.")
     ] = None,
     legend: Annotated[bool, typer.Option("--legend", help="Add a colour legend below the overlay.")] = False,
+    ignore_mask: Annotated[
+        Path | None,
+        typer.Option("--ignore-mask", help="Image that is white where nothing counts, such as the own bonnet."),
+    ] = None,
     threshold: Annotated[float, typer.Option(help="Score from which areas are listed in --json as hazards, named or not.")] = 0.5,
     min_area: Annotated[float, typer.Option(min=0.0, max=1.0, help="Smallest of them, as a share of the image.")] = MIN_AREA,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -133,6 +137,7 @@ def segment(
     from vl4ad_model import detections, image_files, visualization
     from vl4ad_model.engines.commands import ProgressLine
     from vl4ad_model.evaluation.outputs import check_writable
+    from vl4ad_model.ignore_mask import IgnoreMask
     from vl4ad_model.segmenter import Segmenter
     from vl4ad_model.sizes import parse_size
     from vl4ad_model.vocabulary import Vocabulary
@@ -143,6 +148,7 @@ def segment(
         check_writable(json_file, folder=False)
     words = Vocabulary.from_yaml(vocabulary) if vocabulary else Vocabulary.cityscapes()
     words = words.adding_hazards(hazard or [])
+    ignored = IgnoreMask.read(ignore_mask) if ignore_mask else None
     pictures = _pictures(images)
     with ProgressLine() as line:
         segmenter = Segmenter.load(
@@ -167,6 +173,8 @@ def segment(
     numbers = []
     for path, rgb in pictures:
         result = segmenter.segment(rgb)
+        if ignored:
+            result = ignored.apply(result)
         picture = visualization.overlay(rgb, result)
         image_files.write_labels(out / f"{path.stem}_labels.png", result.labels)
         image_files.write_scores(out / f"{path.stem}_anomaly.npy", result.anomaly)

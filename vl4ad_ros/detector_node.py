@@ -44,6 +44,7 @@ from vl4ad_ros.worker import LatestJob, NewestFrameWorker
 
 if TYPE_CHECKING:
     from vl4ad_model.engines.base import BuildProgress
+    from vl4ad_model.ignore_mask import IgnoreMask
     from vl4ad_model.segmenter import Segmenter, Words
     from vl4ad_model.vocabulary import Vocabulary
 
@@ -95,6 +96,8 @@ class DetectorNode(LifecycleNode):
         # The file as it was last read, and its name: an editor that is not done must not keep other words from changing.
         self._file: tuple[str, Vocabulary] | None = None
         self._threshold = _Threshold(self.settings.anomaly_threshold)
+        self._ignored: dict[str, IgnoreMask] = {}
+        self._new_ignored: dict[str, IgnoreMask] = {}  # those of a change that is being checked
         self._encoding = ""  # how far the encoding of new words is
         self._words_in_use = True  # False when the parameters say words that could not be taken over
         self._inputs: list[CameraInput] = []
@@ -165,6 +168,7 @@ class DetectorNode(LifecycleNode):
         self.load_problem = ""
         began = time.monotonic()
         settings = self.settings
+        self._ignore(settings.read_ignore_masks())
         self.get_logger().info(f"loading model {settings.model}")
         segmenter = self._load(settings)
         self._segmenter, self._words_in_use = segmenter, True
@@ -347,6 +351,10 @@ class DetectorNode(LifecycleNode):
             rgb = images.to_rgb(message)
             decoded = time.perf_counter()
             result = segmenter.segment(rgb, output_size=settings.publish_resolution, words=words)
+            if ignored := self._ignored.get(camera):
+                if complaint := ignored.complaint(rgb.shape[:2]):
+                    self._complain(camera, complaint)
+                result = ignored.apply(result)
         except ImageError as error:
             self._reject(camera, str(error))
             return
@@ -430,6 +438,8 @@ class DetectorNode(LifecycleNode):
                 if self._segmenter is not None:
                     self._segmenter.check_words(vocabulary, settings.classifier_or_none)
                 self._checked = settings, of_file
+            if any(parameter.name == "ignore_mask" for parameter in changes):
+                self._new_ignored = settings.read_ignore_masks()  # also of the same name: the file may be another by now
         except Vl4adError as error:
             return SetParametersResult(successful=False, reason=str(error))
         except Exception as error:  # an exception of a callback would end the node
@@ -444,12 +454,20 @@ class DetectorNode(LifecycleNode):
         )
         if self._worker is not None and self.settings.max_rate != old.max_rate:
             self._worker.limit_rate(self.settings.max_rate)
+        if any(parameter.name == "ignore_mask" for parameter in changes):
+            self._ignore(self._new_ignored)
         checked, self._checked = self._checked, None
         if not self.settings.same_words(old) or not self._words_in_use:
             same = checked is not None and checked[0].same_words(self.settings)
             self._change_words(checked[1] if checked is not None and same else None)
         elif self.settings.anomaly_threshold != old.anomaly_threshold:
             self._take_threshold()
+
+    def _ignore(self, masks: dict[str, IgnoreMask]) -> None:
+        self._ignored = masks
+        if masks:
+            shares = ", ".join(f"{mask.share:.0%} of the image ({mask.name})" for mask in masks.values())
+            self.get_logger().info(f"ignored: {shares}")
 
     def _take_threshold(self) -> None:
         """At once, whatever the words."""
@@ -570,6 +588,7 @@ class DetectorNode(LifecycleNode):
                 "engine build": segmenter.engine_progress or ("failed" if segmenter.engine_error else "done"),
                 "device": segmenter.device,
                 "precision": segmenter.precision,
+                "ignored": ", ".join(f"{mask.share:.1%} ({mask.name})" for mask in self._ignored.values()),
                 "network size": "x".join(map(str, segmenter.network_size or ())) or "as the image",
                 "vocabulary": words.vocabulary.name,
                 "vocabulary version": words.version,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vl4ad_model.detections import MIN_AREA
 from vl4ad_model.engines import ENGINES, PRECISIONS
 from vl4ad_model.errors import Vl4adError, did_you_mean
+from vl4ad_model.ignore_mask import IgnoreMask
 from vl4ad_model.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -85,6 +86,12 @@ SPECS: tuple[ParameterSpec, ...] = (
         "anomaly_mask is 255 where the score is above this, and hazards has areas there.",
         minimum=-1e3,
         maximum=1e3,
+    ),
+    ParameterSpec(
+        "ignore_mask",
+        "",
+        "Image file that is white where nothing counts, such as the vehicle's own bonnet: void there, and no anomaly. "
+        "{camera} in it stands for the camera's name; empty = none.",
     ),
     ParameterSpec(
         "min_hazard_area",
@@ -159,6 +166,7 @@ class Settings:
     classifier: str
     scoring: str
     anomaly_threshold: float
+    ignore_mask: str
     min_hazard_area: float
     publish_resolution: str
     max_rate: float
@@ -193,6 +201,16 @@ class Settings:
             VocabularyError: the file is not usable.
         """
         return Vocabulary.from_yaml(self.vocabulary_file) if self.vocabulary_file else Vocabulary.cityscapes()
+
+    def read_ignore_masks(self) -> dict[str, IgnoreMask]:
+        """By camera ("" where there is one); empty where nothing is ignored.
+
+        Raises:
+            ImageError: a file is not usable.
+        """
+        if not self.ignore_mask:
+            return {}
+        return {camera: IgnoreMask.read(self.ignore_mask.replace("{camera}", camera)) for camera in self.cameras or ("",)}
 
 
 def prompts_from(value: Any) -> tuple[str, ...]:

@@ -270,11 +270,15 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
         names = ("model", "engine", "hazard_prompts", "merge_classes", "classifier", "scoring")
         asked = {name: client.get_parameter(name) for name in names}
         model = _model_settings(asked)
+        ignore_mask = client.get_parameter("ignore_mask") or None
+        vocabulary_file = client.get_parameter("vocabulary_file") or None
         vocabulary = words(
-            runner.ModelSettings(vocabulary=client.get_parameter("vocabulary_file") or None, hazards=tuple(model["hazards"]))
+            runner.ModelSettings(vocabulary=vocabulary_file, hazards=tuple(model["hazards"]), ignore_mask=ignore_mask)
         )
         class_names = vocabulary.names[: vocabulary.known_count]
-        settings_ = runner.Settings(options.track, metrics, options.threshold, None, class_names, vocabulary.hazards)
+        settings_ = runner.Settings(
+            options.track, metrics, options.threshold, None, class_names, vocabulary.hazards, ignore_mask=ignore_mask
+        )
         source = replace(source, class_count=len(settings_.class_names), hazard_names=settings_.judges_names)
         print(f"playing {options.bag}", file=sys.stderr)
         folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="vl4ad-replay-")))
@@ -288,6 +292,8 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
         "detector": {name: status[name] for name in ("engine", "engine reason", "device", "precision") if name in status},
         "speed": "lossless" if options.rate is None else f"{options.rate:g} x",
     }
+    if ignore_mask:
+        configuration["ignore_mask"] = ignore_mask
     if "UNTRAINED" in status.get("model notice", ""):
         configuration["notice"] = status["model notice"]
     summary = replay.summary()

@@ -151,7 +151,7 @@ def _settings(track: str, metrics: str, threshold: float | None, model: ModelSet
     """Settings of a run with a model and its words."""
     vocabulary = words(model)
     names = vocabulary.names[: vocabulary.known_count]
-    return Settings(track, metrics_from(metrics), threshold, model, names, vocabulary.hazards, strict)
+    return Settings(track, metrics_from(metrics), threshold, model, names, vocabulary.hazards, strict, model.ignore_mask)
 
 
 def _evaluate(
@@ -176,6 +176,8 @@ def _evaluate(
     configuration = {**configuration, "track": settings.track, "metrics": list(settings.metrics), "version": version()}
     if notice := warn_if_untrained(settings.model):
         configuration["notice"] = notice
+    if settings.ignore_mask:
+        configuration["ignore_mask"] = settings.ignore_mask
     if settings.threshold is not None:
         configuration["threshold"] = settings.threshold
     with ConsoleProgress() as progress:

@@ -77,6 +77,16 @@ def interpret(
     raise EvaluationError(f"{what}: label values {odd[:8]} are none of 0, 1, 255 (or 0, 2, 255 as in RoadAnomaly){hint}")
 
 
+def ignoring(labels: LabelMap, ignored: np.ndarray) -> LabelMap:
+    """Ground truth that does not count where `ignored`, (H, W) bool."""
+
+    def without(values: np.ndarray) -> np.ndarray:
+        return np.where(ignored, np.uint8(IGNORE), values)
+
+    classes, hazards = (None if values is None else without(values) for values in (labels.classes, labels.hazards))
+    return labels._replace(anomaly=without(labels.anomaly), classes=classes, hazards=hazards)
+
+
 def looks_like_classes(values: np.ndarray) -> bool:
     """Whether a raw label map can only be of the "classes" kind."""
     return bool(np.isin(values, (0, 1, 2, 255), invert=True).any())

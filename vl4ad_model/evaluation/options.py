@@ -46,6 +46,9 @@ Precision = Annotated[str, typer.Option(help="fp32, fp16 (GPU) or bf16 (OpenVINO
 NetworkSize = Annotated[
     str | None, typer.Option(metavar="HxW", help="Fit images into this size, multiples of 32; default: the model's own.")
 ]
+IgnoreMaskFile = Annotated[
+    Path | None, typer.Option("--ignore-mask", help="Image that is white where nothing counts, such as the own bonnet.")
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Never download.")]
 Images = Annotated[list[Path], typer.Option("--images", help="Folder of images, or a data set's root folder; repeat for more.")]
 Bags = Annotated[list[Path], typer.Argument(help="rosbag2 recordings: folders, .mcap or .db3 files.", show_default=False)]
@@ -112,6 +115,7 @@ class ModelOptions:
     precision: Precision = "fp32"
     network_size: NetworkSize = None
     offline: Offline = False
+    ignore_mask: IgnoreMaskFile = None
     workers: Workers = 1
 
     @property
@@ -129,6 +133,7 @@ class ModelOptions:
             precision=self.precision,
             network_size=parse_size(self.network_size) if self.network_size is not None else None,
             offline=self.offline,
+            ignore_mask=str(self.ignore_mask) if self.ignore_mask else None,
             threads=max(1, (os.cpu_count() or 1) // self.workers) if self.workers > 1 else None,
         )
 
@@ -154,9 +159,12 @@ def takes_model(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def words(settings: ModelSettings) -> Vocabulary:
-    """The known classes and hazards; a mistake in them shows here, before anything is read."""
+    """The known classes and hazards; a mistake in them, or in the ignore mask, shows here, before anything is read."""
+    from vl4ad_model.evaluation.runner import ignore_mask_at
     from vl4ad_model.vocabulary import Vocabulary
 
+    if settings.ignore_mask:
+        ignore_mask_at(settings.ignore_mask)
     vocabulary = Vocabulary.from_yaml(settings.vocabulary) if settings.vocabulary else Vocabulary.cityscapes()
     return vocabulary.adding_hazards(settings.hazards)
 

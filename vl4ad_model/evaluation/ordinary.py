@@ -14,7 +14,7 @@ from vl4ad_model.errors import EvaluationError, ImageError, Vl4adError
 from vl4ad_model.evaluation import calibration, prompt_check
 from vl4ad_model.evaluation.calibration import Calibration, FrameTail
 from vl4ad_model.evaluation.prompt_check import PromptFrame
-from vl4ad_model.evaluation.runner import Mapper, ModelSettings, Progress, segmenter_for
+from vl4ad_model.evaluation.runner import Mapper, ModelSettings, Progress, ignore_mask_at, segmenter_for
 from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure, Source
 
 MIN_ORDINARY_PIXELS = 1000
@@ -45,7 +45,7 @@ def look(task: OrdinaryTask) -> list[FrameTail | tuple[PromptFrame, ...] | Frame
     results: list[FrameTail | tuple[PromptFrame, ...] | FrameFailure] = []
     for entry, frame in zip(task.entries, task.source.frames(task.entries), strict=True):
         try:
-            rgb, counts = _ordinary(entry, frame)
+            rgb, counts = _ordinary(entry, frame, task.model.ignore_mask)
             if task.alarm is not None:
                 scores = segmenter.segment(rgb).anomaly
                 results.append(calibration.frame_tail(entry.name, scores, *task.alarm, counts))
@@ -57,18 +57,21 @@ def look(task: OrdinaryTask) -> list[FrameTail | tuple[PromptFrame, ...] | Frame
     return results
 
 
-def _ordinary(entry: Entry, frame: Frame | FrameFailure) -> tuple[np.ndarray, np.ndarray | None]:
+def _ordinary(entry: Entry, frame: Frame | FrameFailure, ignore_mask: str | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """The image, and (H, W) bool: the pixels that count, None = all."""
     if isinstance(frame, FrameFailure):
         raise EvaluationError(frame.reason)
     if frame.rgb is None:
         raise EvaluationError(f"{entry.name} has no image")
-    if frame.labels is None:
+    if frame.labels is None and ignore_mask is None:
         return frame.rgb, None
-    if (frame.labels.anomaly == 1).any():
+    counts = np.ones(frame.rgb.shape[:2], bool) if frame.labels is None else frame.labels.anomaly != 255
+    if ignore_mask is not None:
+        counts &= ~ignore_mask_at(ignore_mask).at(counts.shape)  # type: ignore[arg-type]
+    if frame.labels is not None and (frame.labels.anomaly[counts] == 1).any():
         raise EvaluationError(f"{entry.name} shows a labelled anomaly, so it is not ordinary driving: skipped")
-    counts = frame.labels.anomaly != 255
     if np.count_nonzero(counts) < MIN_ORDINARY_PIXELS:
-        raise EvaluationError(f"{entry.name}: almost everything is labelled ignore")
+        raise EvaluationError(f"{entry.name}: almost everything is ignored")
     return frame.rgb, counts
 
 
@@ -149,6 +152,7 @@ def parameters_yaml(result: Calibration, model: ModelSettings, kind: str, alarm_
         # Scores change with these, too; [0, 0] is the model's own size.
         "network_size": list(model.network_size or (0, 0)),
         "precision": model.precision,
+        "ignore_mask": str(Path(model.ignore_mask).resolve()) if model.ignore_mask else "",
     }
     head = [
         f"# Calibrated on {result.frames} frames of ordinary driving: {what} is at most {result.rate:g}",

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from vl4ad_model.errors import EvaluationError, ImageError, MissingDependencyError
-from vl4ad_model.evaluation.runner import Finished, ModelSettings
+from vl4ad_model.evaluation.runner import Finished, ModelSettings, labels_that_count
 
 SHOWN_HAZARDS = 8
 NOT_WHOLE = 3
@@ -65,7 +65,8 @@ def _write_pictures(report: Path, finished: Finished, document: dict[str, Any]) 
         scores = kept[0] if kept else frame.scores
         if scores is None:
             continue
-        strip = pictures.strip(frame.rgb, scores, frame.labels, threshold=threshold, score_range=score_range, palette=palette)
+        labels = labels_that_count(frame.labels, finished.run.configuration.get("ignore_mask"))
+        strip = pictures.strip(frame.rgb, scores, labels, threshold=threshold, score_range=score_range, palette=palette)
         file = pictures.file_name(name)
         try:
             write_rgb(report / PICTURES / file, strip)

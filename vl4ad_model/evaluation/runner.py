@@ -6,24 +6,27 @@ process, in a pool of processes, or on a cluster (`ray_runner`); the results add
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from vl4ad_model.errors import EvaluationError, MissingDependencyError, Vl4adError
-from vl4ad_model.evaluation import frame_counts
+from vl4ad_model.evaluation import frame_counts, label_files
 from vl4ad_model.evaluation.component_metrics import TRACKS
 from vl4ad_model.evaluation.frame_counts import METRICS, FirstCounts, SecondCounts
 from vl4ad_model.evaluation.label_files import LabelMap
 from vl4ad_model.evaluation.results import Run
 from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure, Source
 from vl4ad_model.evaluation.work_folder import WorkFolder, WorkFolderError, fingerprint, open_work_folder
+from vl4ad_model.ignore_mask import IgnoreMask
 from vl4ad_model.vocabulary import Hazard
 from vl4ad_model.worker_processes import deaf_to_interrupts
 
@@ -32,7 +35,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Everything `Segmenter.load` needs, as plain values."""
+    """Everything `Segmenter.load` needs, as plain values, and what of the images is ignored."""
 
     model: str = "tiny"
     hazards: tuple[str, ...] = ()
@@ -46,13 +49,13 @@ class ModelSettings:
     network_size: tuple[int, int] | None = None
     offline: bool = False
     threads: int | None = None
+    ignore_mask: str | None = None
 
     def load(self) -> Any:
         """A Segmenter with its hazards set."""
         from vl4ad_model.segmenter import Segmenter
 
-        settings = {**asdict(self), "hazards": None, "model": None}
-        del settings["hazards"], settings["model"]
+        settings = {name: value for name, value in asdict(self).items() if name not in ("hazards", "model", "ignore_mask")}
         segmenter = Segmenter.load(self.model, **settings)
         if self.hazards:
             segmenter.vocabulary = segmenter.vocabulary.adding_hazards(self.hazards)
@@ -71,6 +74,7 @@ class Settings:
         class_names: of the known classes, for mIoU.
         hazards: what the model was asked for in words, in the order of their labels.
         strict: stop at the first frame that fails.
+        ignore_mask: image file that is white where nothing counts.
     """
 
     track: str = "anomaly"
@@ -80,6 +84,7 @@ class Settings:
     class_names: tuple[str, ...] = field(default=(), repr=False)
     hazards: tuple[Hazard, ...] = field(default=(), repr=False)
     strict: bool = False
+    ignore_mask: str | None = None
 
     def __post_init__(self) -> None:
         if self.track not in TRACKS:
@@ -137,6 +142,12 @@ def segmenter_for(settings: ModelSettings) -> Any:
     return _models[settings]
 
 
+@lru_cache(maxsize=1)
+def ignore_mask_at(path: str) -> IgnoreMask:
+    """The mask of this process, read once."""
+    return IgnoreMask.read(path)
+
+
 def first_round(task: Task) -> TaskResult:
     """Count the frames of a task that are not counted yet."""
     work = WorkFolder(Path(task.work))
@@ -167,7 +178,15 @@ def _count(entry: Entry, frame: Frame, settings: Settings, work: WorkFolder) -> 
             raise EvaluationError(f"{entry.name} has neither scores nor an image")
         result = segmenter_for(settings.model).segment(frame.rgb)
         scores, predicted = result.anomaly, result.labels
-    count_frame(entry, scores, frame.labels, predicted, settings, work, keep_maps=frame.scores is None)
+    labels = labels_that_count(frame.labels, settings.ignore_mask)
+    count_frame(entry, scores, labels, predicted, settings, work, keep_maps=frame.scores is None)
+
+
+def labels_that_count(labels: LabelMap, ignore_mask: str | None) -> LabelMap:
+    """Ground truth that is ignored where the mask is white."""
+    if not ignore_mask:
+        return labels
+    return label_files.ignoring(labels, ignore_mask_at(ignore_mask).at(labels.anomaly.shape))  # type: ignore[arg-type]
 
 
 def count_frame(
@@ -331,6 +350,8 @@ def _deciding(settings: Settings) -> dict[str, Any]:
     """What of the settings decides numbers, with the contents of the files that they name."""
     decides = asdict(settings)
     del decides["strict"]
+    if settings.ignore_mask:
+        decides["ignored"] = hashlib.sha256(Path(settings.ignore_mask).expanduser().read_bytes()).hexdigest()
     if settings.model is not None:
         del decides["model"]["threads"]
         if settings.model.vocabulary:

@@ -40,7 +40,10 @@ ARGUMENTS = {
     ),
     "namespace": ("", "Namespace of the node."),
     "use_sim_time": ("", "true while a bag is played with --clock; empty = what the parameter file says, else false."),
-    "large_images": ("true", "Set the Fast DDS profile for images of 1280x720 and more (for the processes started here only)."),
+    "large_images": (
+        "true",
+        "Set the profiles of Fast DDS or CycloneDDS for images of 1280x720 and more (for the processes started here only).",
+    ),
     "rviz": ("false", "Also start RViz with a layout for the outputs."),
     "foxglove": ("false", "Also start foxglove_bridge; the layout is config/foxglove_layout.json."),
 }

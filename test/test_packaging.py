@@ -77,7 +77,12 @@ def test_pip_puts_everything_where_ros2_looks(prefix):
     assert (prefix / "share/ament_index/resource_index/packages/vl4ad_ros").is_file()
     for name in ("package.xml", "launch/detector.launch.py", "launch/replay.launch.py", "config/detector.yaml"):
         assert (share / name).is_file(), name
-    for name in ("config/fastdds_large_images.xml", "config/detector.rviz", "config/foxglove_layout.json"):
+    for name in (
+        "config/fastdds_large_images.xml",
+        "config/cyclonedds_large_images.xml",
+        "config/detector.rviz",
+        "config/foxglove_layout.json",
+    ):
         assert (share / name).is_file(), name
     assert (share / "config/vocabularies/cityscapes.yaml").is_file()
     for name in ("detector", "replay_evaluation"):
@@ -148,6 +153,34 @@ def test_each_fast_dds_gets_the_profile_for_large_images_unless_one_is_set(tmp_p
     assert all(Path(value).name == "fastdds_large_images.xml" and Path(value).is_file() for value in added.values())
     for name in ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_BUILTIN_TRANSPORTS"):
         assert not any("PROFILES" in key for key in transport.large_image_environment({**found, name: "mine"}))
+
+
+@pytest.mark.parametrize(
+    ("given", "limit", "expected"),
+    [
+        ({"RMW_IMPLEMENTATION": "rmw_cyclonedds_cpp"}, 16 << 20, True),
+        ({}, 4 << 20, True),  # it may be the only one that is installed
+        ({}, 212992, False),  # most distributions' default: large datagrams would make it worse
+        ({}, None, False),
+        ({"RMW_IMPLEMENTATION": "rmw_fastrtps_cpp"}, 16 << 20, False),
+        ({"CYCLONEDDS_URI": "mine"}, 16 << 20, False),
+        ({"VL4AD_LARGE_IMAGES": "0"}, 16 << 20, False),
+    ],
+)
+def test_cyclone_dds_gets_its_profile_where_the_kernel_gives_such_buffers(tmp_path, monkeypatch, given, limit, expected):
+    from vl4ad_ros import transport
+
+    monkeypatch.setattr(transport, "SOCKET_LIMIT", tmp_path / "rmem_max")
+    if limit is not None:
+        transport.SOCKET_LIMIT.write_text(f"{limit}\n")
+    added = transport.large_image_environment(given).get("CYCLONEDDS_URI", "")
+    assert bool(added) == expected
+    if expected:
+        assert added.startswith("file:///") and Path(added.removeprefix("file://")).name == "cyclonedds_large_images.xml"
+        assert "SocketReceiveBufferSize" in Path(added.removeprefix("file://")).read_text()
+    advice = transport.socket_advice("rmw_cyclonedds_cpp", transport.socket_limit())
+    assert ("sysctl -w net.core.rmem_max" in advice) == (limit == 212992)
+    assert transport.socket_advice("rmw_fastrtps_cpp", 212992) == ""
 
 
 def test_the_layouts_show_topics_that_the_node_has():

@@ -22,6 +22,7 @@ try:
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
     from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
     from rclpy.parameter import Parameter
+    from rclpy.utilities import get_rmw_implementation_identifier
     from std_srvs.srv import Trigger
 
     from vl4ad_ros import diagnostics, images, parameters
@@ -81,6 +82,8 @@ class DetectorNode(LifecycleNode):
         self.settings = parameters.settings_from(parameters.values_of(self))
         for complaint in parameters.unknown_at_start(self):
             self.get_logger().warning(complaint)
+        if advice := transport.socket_advice(get_rmw_implementation_identifier(), transport.socket_limit()):
+            self.get_logger().warning(advice)
         self.cameras = self.settings.cameras or ("",)
         self.load_problem = ""
         self.add_pre_set_parameters_callback(parameters.normalized)

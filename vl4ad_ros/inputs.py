@@ -7,8 +7,10 @@ from typing import Any
 
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import CompressedImage, Image
 
+from vl4ad_ros import transport
 from vl4ad_ros.parameters import Settings
 
 _TYPES = {"sensor_msgs/msg/Image": "raw", "sensor_msgs/msg/CompressedImage": "compressed"}
@@ -87,7 +89,9 @@ class CameraInput:
         if not self._best_effort and self._offers_best_effort():
             return f"{self.topic} is published best effort only: start the detector with -p qos_reliability:=auto"
         if self._seconds >= 3:
-            return f"{self.topic} has a publisher but no image arrives: large images need the transport profile, see docs/ros.md"
+            silent = f"{self.topic} has a publisher but no image arrives"
+            advice = transport.socket_advice(get_rmw_implementation_identifier(), transport.socket_limit())
+            return f"{silent}: {advice or 'large images need the transport profile, see docs/ros.md'}"
         return ""
 
     def _other_transport(self) -> str:

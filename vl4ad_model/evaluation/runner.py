@@ -28,7 +28,7 @@ from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure, Source
 from vl4ad_model.evaluation.work_folder import WorkFolder, WorkFolderError, fingerprint, open_work_folder
 from vl4ad_model.ignore_mask import IgnoreMask
 from vl4ad_model.vocabulary import Hazard
-from vl4ad_model.worker_processes import deaf_to_interrupts
+from vl4ad_model.worker_processes import deaf_to_interrupts, end_with_parent
 
 T = TypeVar("T")
 
@@ -268,6 +268,7 @@ def mapper(workers: int) -> Iterator[Mapper]:
 
 
 def _start_worker(workers: int) -> None:
+    end_with_parent()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 

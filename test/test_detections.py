@@ -1,6 +1,7 @@
 """From maps to things with boxes: what is one, where it is, what it is called."""
 
 import json
+import time
 from pathlib import Path
 
 import cv2
@@ -62,6 +63,29 @@ def test_boxes_are_given_in_pixels_of_the_camera_image():
     anomaly[10:20, 30:60] = 0.9
     (found,) = find(labels, anomaly, size=(80, 180))
     assert found.box == (90, 20, 90, 20) and found.pixels == 300 * 2 * 3
+
+
+def test_a_hazard_that_is_called_unknown_shares_its_name():
+    labels, anomaly = maps()
+    anomaly[10:20, 5:15] = 0.8
+    labels[10:20, 5:8], labels[10:20, 8:9] = TYRE, BOX
+    words = Vocabulary.cityscapes().with_hazards([detections.UNNAMED, "cardboard box"])
+    (found,) = detections.find(Segmentation(labels, anomaly, words, 1), threshold=0.5, min_area=0.0)
+    assert found.shares == ((detections.UNNAMED, 0.9), ("cardboard box", 0.1))
+    assert found.to_json_dict()["named"] == {detections.UNNAMED: 0.9, "cardboard box": 0.1}
+
+
+def test_noise_takes_no_longer_than_its_pixels_and_only_the_largest_areas_are_listed():
+    noise = np.random.default_rng(0).random((2400, 2400), np.float32)
+    labels = np.zeros(noise.shape, np.uint8)
+    began = time.process_time()
+    (found,) = find(labels, noise, min_area=0.1)  # half of the pixels, as one area with a hundred thousand holes
+    assert found.box == (0, 0, 2400, 2400) and found.pixels > 0.98 * (noise > 0.5).sum()
+    many = find(labels[:400, :400], noise[:400, :400], threshold=0.9)
+    assert time.process_time() - began < 5.0
+    sizes = np.bincount(cv2.connectedComponents((noise[:400, :400] > 0.9).astype(np.uint8), connectivity=8)[1].ravel())[1:]
+    assert len(sizes) > len(many) == detections.MAX_AREAS
+    assert [each.pixels for each in many] == sorted(sizes.tolist(), reverse=True)[: detections.MAX_AREAS]
 
 
 @settings(max_examples=60, deadline=None)

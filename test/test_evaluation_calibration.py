@@ -170,6 +170,9 @@ def test_prompts_check_reads_a_bag_and_reports_every_prompt(tmp_path, capfd):
         (["calibrate", "--images", "{ordinary}", "--hazard", "car"], "already belongs"),
         (["prompts", "check", "--images", "{ordinary}"], "pass --hazard WORDS"),
         (["prompts", "check", "--images", "{ordinary}", "--hazard", "road"], "already belongs"),
+        (["prompts", "check", "--images", "{ordinary}", "--hazard", "sofa", "--threshold", "nan"], "threshold nan is no number"),
+        (["prompts", "check", "--images", "{ordinary}", "--hazard", "sofa", "--limit", "inf"], "limit inf is no number"),
+        (["segment", "{ordinary}", "--threshold", "nan"], "threshold nan is no number"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(tmp_path, ordinary, capfd, monkeypatch, arguments, message):

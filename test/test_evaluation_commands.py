@@ -488,6 +488,25 @@ def test_edited_words_start_over_and_other_workers_or_strictness_do_not(tmp_path
     assert before != decides()
 
 
+def test_workers_do_not_outlive_a_run_that_is_killed(tmp_path):
+    program = tmp_path / "run.py"
+    program.write_text(
+        "import os, time\nfrom vl4ad_model.evaluation.runner import mapper\n"
+        "def say(seconds):\n    print(os.getpid(), flush=True)\n    time.sleep(seconds)\n"
+        "if __name__ == '__main__':\n    with mapper(2) as map_tasks:\n        list(map_tasks(say, [0.0, 0.0, 600.0]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, text=True, env=environment) as running:
+        workers = {int(running.stdout.readline()) for _ in range(3)}
+        running.kill()
+    deadline = time.monotonic() + 20
+    while (left := [pid for pid in workers if Path(f"/proc/{pid}").exists()]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
 def test_a_worker_that_is_killed_is_said_and_does_not_hang():
     from vl4ad_model.errors import EvaluationError
     from vl4ad_model.evaluation.runner import mapper

@@ -188,6 +188,11 @@ def test_hazards_json_alone_says_that_labels_are_classes(tmp_path):
     assert frame.labels.classes is not None and frame.labels.hazard_names == {}
 
 
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path):
+    frame = frames_of(named_set(tmp_path, of_set='\ufeff{"hazards": {"100": "tyre"}}'))[0]
+    assert frame.labels.hazard_names == {100: "tyre"}
+
+
 def test_frames_count_again_when_names_change(tmp_path):
     source = named_set(tmp_path, "{}", '{"hazards": {"100": "tyre"}}')
     for file, changed in (("hazards.json", {"a", "b"}), ("frames/a.json", {"a"})):
@@ -205,6 +210,9 @@ MALFORMED = [
     ('{"hazards": {"100": {"title": "tyre"}}}', "hazard 100 has no usable name"),
     ('{"hazards": {"100": " "}}', "hazard 100 has no usable name"),
     ("\xff", "is not JSON"),
+    ('{"hazards": {"' + "1" * 5000 + '": "tyre"}}', "is no hazard's label"),
+    ('{"hazards": {"0100": "tyre"}}', "'0100' is no hazard's label"),
+    ('{"hazards": {"100": "tyre", "100": "sofa"}}', "'100' stands twice in one object"),
 ]
 
 

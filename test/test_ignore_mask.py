@@ -1,6 +1,7 @@
 """What is ignored: void, ordinary, and counted nowhere, in every command and in the node."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,9 @@ def test_what_is_white_becomes_void_and_ordinary_at_any_size_and_the_rest_stays(
         (lambda path: path.mkdir(), "Is a directory"),
         (lambda path: mask_file(path, slice(0, 0)), "ignores nothing: paint white what is to be ignored"),
         (lambda path: mask_file(path, slice(None)), "ignores everything"),
+        (lambda path: os.mkfifo(path), "not a file"),
+        (lambda path: mask_file(path, slice(1), shape=(4, 900)), "is 900x4: sides must be"),
+        (lambda path: Image.new("1", (17000, 9000)).save(path), "is 17000x9000: sides must be"),
     ],
 )
 def test_a_mask_that_is_none_is_refused_in_one_line(tmp_path, capfd, make, reason):
@@ -53,6 +57,41 @@ def test_a_mask_that_is_none_is_refused_in_one_line(tmp_path, capfd, make, reaso
     done = vl4ad(capfd, "calibrate", "--images", SEEN, "--ignore-mask", tmp_path / "mask.png", "--out", tmp_path / "c.yaml")
     assert done.code == 2 and reason in done.err and done.err.count("\n") == 1
     assert not (tmp_path / "c.yaml").exists()
+
+
+def test_a_home_that_nobody_has_is_a_mask_that_is_not_there(capfd):
+    for option in ("--ignore-mask", "--vocabulary", "--model"):
+        done = vl4ad(capfd, "segment", SEEN, option, "~nobody.at.all/file")
+        assert done.code == 2 and "~nobody.at.all/file" in done.err and done.err.count("\n") == 1
+
+
+def painted(kind: str) -> Image.Image:
+    """A mask whose lower quarter is white, as programs save it."""
+    white = np.zeros((64, 96), bool)
+    white[48:] = True
+    grey, alpha = np.where(white, 255, 0).astype(np.uint8), np.where(white, 255, 0).astype(np.uint8)
+    if kind == "dark 16 bit":
+        return Image.fromarray(np.where(white, 65535, 1000).astype(np.uint16))
+    if kind == "8 bit in 16":
+        return Image.fromarray(grey.astype(np.uint16))
+    if kind == "white on transparent white":
+        return Image.fromarray(np.dstack([np.full_like(grey, 255)] * 3 + [alpha]))
+    if kind == "grey and alpha":
+        return Image.fromarray(np.dstack([np.full_like(grey, 255), alpha]))
+    if kind == "palette":
+        picture = Image.fromarray(np.where(white, 0, 1).astype(np.uint8), "P")
+        picture.putpalette([255, 255, 255, 0, 0, 0])
+        return picture
+    return Image.fromarray(grey).convert(kind)
+
+
+KINDS = ("L", "1", "RGB", "RGBA", "palette", "dark 16 bit", "8 bit in 16", "white on transparent white", "grey and alpha")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_white_is_white_however_it_is_stored(tmp_path, kind):
+    painted(kind).save(tmp_path / "mask.png")
+    assert (IgnoreMask.read(tmp_path / "mask.png").at((64, 96)) == (np.arange(64)[:, None] >= 48)).all()
 
 
 @pytest.fixture
@@ -93,6 +132,19 @@ def test_calibration_and_prompts_look_only_at_what_is_left(frame, capfd):
     assert f"ignore_mask: {everything}" in (folder / "c.yaml").read_text()
     done = vl4ad(capfd, "prompts", "check", *using, "--hazard", "tyre", "--ignore-mask", everything)
     assert done.code == 0 and "quiet" in done.out, done.err
+
+
+def test_a_mask_of_another_shape_is_said_once_and_one_at_home_is_found_from_everywhere(frame, tmp_path, capfd, monkeypatch):
+    wide = mask_file(tmp_path / "wide.png", slice(0, 100), shape=(200, 640))
+    using = ("--images", SEEN.parent / "quiet", "--every", 7, "--rate", 0.5, "--out", tmp_path / "c.yaml")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: str(path).replace("~", str(tmp_path)))
+    done = vl4ad(capfd, "calibrate", *using, "--ignore-mask", "~/wide.png")
+    assert done.code == 0, done.err
+    assert f"ignore_mask: {wide}" in (tmp_path / "c.yaml").read_text()
+    shapes = "wide.png is 640x200 but images are 640x384: it is stretched"
+    images = (frame.parent / "images", SEEN / "images/900102.jpg")
+    done = vl4ad(capfd, "segment", *images, "--ignore-mask", wide, "--out", tmp_path / "out")
+    assert done.code == 0 and done.err.count(shapes) == 1
 
 
 def test_segment_paints_it_out(frame, capfd):

@@ -1,6 +1,7 @@
 """The detector as a subscriber meets it: a real process, real messages over DDS, no mocks."""
 
 import json
+import os
 import shutil
 import time
 from io import BytesIO
@@ -237,6 +238,14 @@ def test_the_score_can_be_chosen_and_diagnostics_say_which_and_how_words_are_rea
     hint = "'storage crate' (read as 'crate', too); with nothing near, so that hardly anything will be named so: 'asdkjh'"
     assert f"training: {hint}" in running[0].log
     assert "not among the words of tiny's training: 'storage crate' (read as 'crate', too)" in running[0].log
+
+
+@pytest.mark.parametrize("name", ["vocabulary_file", "ignore_mask"])
+def test_a_pipe_is_no_file_to_wait_for(user, tmp_path, name):
+    os.mkfifo(tmp_path / "pipe")
+    successful, said = user.set_parameter(name, str(tmp_path / "pipe"))
+    assert not successful and "not a file" in said
+    answered(user, picture())
 
 
 def test_a_vocabulary_file_can_be_changed_reloaded_and_lost(user, tmp_path):

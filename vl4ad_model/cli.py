@@ -131,6 +131,7 @@ def segment(
 ) -> None:
     """Segment images: a label PNG, a score .npy and an overlay for each."""
     import json
+    import math
 
     from rich.console import Console
 
@@ -143,6 +144,8 @@ def segment(
     from vl4ad_model.vocabulary import Vocabulary
 
     size = parse_size(network_size) if network_size is not None else None
+    if not math.isfinite(threshold):
+        raise Vl4adError(f"threshold {threshold} is no number")
     check_writable(out, folder=True)
     if json_file:
         check_writable(json_file, folder=False)
@@ -170,10 +173,13 @@ def segment(
     )
     if segmenter.unknown_words:
         print(segmenter.unknown_words)
-    numbers = []
+    numbers, said = [], {""}
     for path, rgb in pictures:
         result = segmenter.segment(rgb)
         if ignored:
+            if (complaint := ignored.complaint(rgb.shape[:2])) not in said:
+                said.add(complaint)
+                print(f"vl4ad: {complaint}", file=sys.stderr)
             result = ignored.apply(result)
         picture = visualization.overlay(rgb, result)
         image_files.write_labels(out / f"{path.stem}_labels.png", result.labels)

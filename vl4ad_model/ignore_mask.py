@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vl4ad_model.errors import ImageError
+from vl4ad_model.image_files import MAX_SIDE, check_size
 from vl4ad_model.vocabulary import VOID_ID
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
+
     from vl4ad_model.segmenter import Segmentation
 
 _SHAPE_TOLERANCE = 0.01
@@ -31,20 +35,26 @@ class IgnoreMask:
 
     @classmethod
     def read(cls, path: str | Path) -> IgnoreMask:
-        """From an image file: what is white (128 to 255) is ignored.
+        """From an image file: what is white (128 to 255, or the upper half of 16 bit) is ignored. Transparent is black.
 
         Raises:
-            ImageError: no such file, no image, or it ignores nothing or everything.
+            ImageError: no such file, no image, one of a size that no camera has, or it ignores nothing or everything.
         """
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
 
-        path = Path(path).expanduser()  # a parameter of a node comes without a shell that does it
+        path = Path(os.path.expanduser(path))  # a parameter of a node comes without a shell that does it
+        Image.MAX_IMAGE_PIXELS = MAX_SIDE * MAX_SIDE
         try:
+            if path.exists() and not (path.is_file() or path.is_dir()):
+                raise ImageError(f"ignore mask {path}: not a file")  # a pipe would be waited for, for ever
             with Image.open(path) as image:
-                ignored = np.asarray(image.convert("L")) >= 128
+                check_size(image.height, image.width, f"ignore mask {path}")
+                ignored = _is_white(image)
         except FileNotFoundError:
             raise ImageError(f"no ignore mask at {path}") from None
-        except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except (ImageError, MemoryError):
+            raise
+        except Exception as error:  # damage shows itself in many ways
             reason = error.strerror if isinstance(error, OSError) and error.strerror else "not an image that can be read"
             raise ImageError(f"ignore mask {path}: {reason}") from None
         if ignored.all() or not ignored.any():
@@ -82,3 +92,16 @@ class IgnoreMask:
         np.putmask(labels, ignored, np.uint8(VOID_ID))
         np.putmask(anomaly, ignored, np.float32(0))
         return dataclasses.replace(result, labels=labels, anomaly=anomaly)
+
+
+def _is_white(image: Picture) -> np.ndarray:
+    """(H, W) bool."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # Pillow would clip at 255 and make all but black white
+        values = np.asarray(image)
+        return values >= (128 if values.max() < 256 else 32768)
+    if "A" in image.getbands() or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture)
+    return np.asarray(image.convert("L")) >= 128

@@ -130,7 +130,7 @@ def locate(name_or_folder: str | Path, *, offline: bool = False) -> ModelFiles:
     """
     info = MODELS.get(str(name_or_folder))
     if info is None:
-        folder = Path(name_or_folder).expanduser()
+        folder = Path(os.path.expanduser(name_or_folder))
         if not folder.is_dir():
             known = ", ".join(MODELS)
             raise ModelNotFoundError(f"no model '{name_or_folder}': known are {known}, or give a folder with a config.json")
@@ -170,7 +170,7 @@ def _weights_in(folder: Path) -> tuple[Path | None, Path | None]:
 
 def untrained_notice(name_or_folder: str | Path) -> str:
     """That a model folder lacks weights and what that means, one line; empty for others and for models by name."""
-    folder = Path(name_or_folder).expanduser()
+    folder = Path(os.path.expanduser(name_or_folder))
     if str(name_or_folder) in MODELS or not folder.is_dir() or None not in _weights_in(folder):
         return ""
     return "UNTRAINED: deterministic weights stand in for missing files, results mean nothing"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import dataclasses
+import os
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -92,7 +93,7 @@ class Vocabulary:
         Raises:
             VocabularyError: the file cannot be read, or an entry is wrong; the message names it.
         """
-        path = Path(path).expanduser()  # a parameter of a node comes without a shell that does it
+        path = Path(os.path.expanduser(path))  # a parameter of a node comes without a shell that does it
         try:
             text = path.read_bytes().decode("utf-8")
         except OSError as error:

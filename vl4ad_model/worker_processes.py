@@ -1,11 +1,14 @@
-"""Worker processes that leave Ctrl-C to their parent, from their first instruction on."""
+"""Worker processes that leave Ctrl-C to their parent, from their first instruction on, and do not outlive it."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
+from multiprocessing import connection, resource_tracker
 
 
 @contextmanager
@@ -21,3 +24,19 @@ def deaf_to_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with_parent() -> None:
+    """In a worker: end when the process that started it is gone, however it ended.
+
+    A pool's workers wait for work at a pipe whose other end they hold, too, so that they would wait for ever, each with its model.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()

@@ -115,7 +115,7 @@ class DetectorClient:
             kind = outputs.TYPES[name]
             raw = stamps_only and kind is not String  # which has no header
             self.node.create_subscription(kind, prefix + name, self._keeper(name, raw), outputs.MAPS_QOS, raw=raw)
-        self.node.create_subscription(String, f"{detector}/labels", self._on_labels, outputs.LATCHED)
+        self.node.create_subscription(String, f"{detector}/labels", self._on_labels, outputs.EVERY_VERSION)
         self.node.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
         self._clients: dict[str, Any] = {}
         self._executor = SingleThreadedExecutor(context=self._context)

@@ -516,7 +516,7 @@ class DetectorNode(LifecycleNode):
         words.submit(change)
 
     def _words_failed(self, error: Exception) -> None:
-        self._last_error = str(error)
+        self._last_error, self._encoding = str(error), ""
         self._words_in_use = False
         self._take_threshold()
         self.get_logger().error(

@@ -30,6 +30,8 @@ TYPES: dict[str, Any] = {**dict.fromkeys(MAPS, Image), JPEG: CompressedImage, HA
 JPEG_QUALITY = 85
 MAPS_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+EVERY_VERSION = QoSProfile(depth=20, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+"""For whoever hears announcements: with a depth of 1, the second of two in quick succession replaces the first."""
 
 
 def vision_messages(needed: str) -> Any | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vl4ad_model.detections import MIN_AREA
 from vl4ad_model.engines import ENGINES, PRECISIONS
-from vl4ad_model.errors import Vl4adError, did_you_mean
+from vl4ad_model.errors import Vl4adError, VocabularyError, did_you_mean
 from vl4ad_model.ignore_mask import IgnoreMask
 from vl4ad_model.vocabulary import Vocabulary
 
@@ -200,6 +201,9 @@ class Settings:
         Raises:
             VocabularyError: the file is not usable.
         """
+        file = os.path.expanduser(self.vocabulary_file)
+        if os.path.exists(file) and not os.path.isfile(file):  # a pipe would be waited for, and the node with it
+            raise VocabularyError(f"vocabulary file {file}: not a file")
         return Vocabulary.from_yaml(self.vocabulary_file) if self.vocabulary_file else Vocabulary.cityscapes()
 
     def read_ignore_masks(self) -> dict[str, IgnoreMask]:

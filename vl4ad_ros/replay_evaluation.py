@@ -270,7 +270,7 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
         names = ("model", "engine", "hazard_prompts", "merge_classes", "classifier", "scoring")
         asked = {name: client.get_parameter(name) for name in names}
         model = _model_settings(asked)
-        ignore_mask = client.get_parameter("ignore_mask") or None
+        ignore_mask = client.get_parameter("ignore_mask").replace("{camera}", "") or None  # it has one camera, without a name
         vocabulary_file = client.get_parameter("vocabulary_file") or None
         vocabulary = words(
             runner.ModelSettings(vocabulary=vocabulary_file, hazards=tuple(model["hazards"]), ignore_mask=ignore_mask)

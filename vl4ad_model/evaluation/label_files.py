@@ -7,9 +7,10 @@ Two kinds exist. "anomaly": 0 ordinary, 1 anomaly, 255 ignore (SegmentMeIfYouCan
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,7 @@ KINDS = ("anomaly", "classes")
 FIRST_HAZARD = 100
 HAZARDS_FILE = "hazards.json"
 _LONGEST_NAME = 200
+_HAZARDS = frozenset(map(str, range(FIRST_HAZARD, IGNORE)))
 
 
 class LabelMap(NamedTuple):
@@ -128,7 +130,7 @@ def read_hazard_names(path: Path, *, whole_set: bool = True) -> dict[int, str]:
         EvaluationError: it cannot be read, or an entry means nothing.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_doubles)
     except OSError as error:
         raise EvaluationError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
@@ -140,7 +142,7 @@ def read_hazard_names(path: Path, *, whole_set: bool = True) -> dict[int, str]:
         )
     names = {}
     for label, entry in hazards.items():
-        if not label.isdecimal() or not FIRST_HAZARD <= int(label) < IGNORE:
+        if label not in _HAZARDS:
             raise EvaluationError(f"{path}: '{label:.20}' is no hazard's label: they are {FIRST_HAZARD}..{IGNORE - 1}")
         name = entry.get("name") if isinstance(entry, dict) else entry
         name = " ".join(name.split()) if isinstance(name, str) else ""
@@ -148,3 +150,11 @@ def read_hazard_names(path: Path, *, whole_set: bool = True) -> dict[int, str]:
             raise EvaluationError(f"{path}: hazard {label} has no usable name: {entry!r:.60}")
         names[int(label)] = name
     return names
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a key that stands twice JSON would silently take the last."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError(f"'{Counter(key for key, _ in pairs).most_common(1)[0][0]:.20}' stands twice in one object")
+    return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -14,7 +15,7 @@ from vl4ad_model.errors import EvaluationError, ImageError, Vl4adError
 from vl4ad_model.evaluation import calibration, prompt_check
 from vl4ad_model.evaluation.calibration import Calibration, FrameTail
 from vl4ad_model.evaluation.prompt_check import PromptFrame
-from vl4ad_model.evaluation.runner import Mapper, ModelSettings, Progress, ignore_mask_at, segmenter_for
+from vl4ad_model.evaluation.runner import Mapper, ModelSettings, Progress, ignored_at, segmenter_for
 from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure, Source
 
 MIN_ORDINARY_PIXELS = 1000
@@ -67,7 +68,7 @@ def _ordinary(entry: Entry, frame: Frame | FrameFailure, ignore_mask: str | None
         return frame.rgb, None
     counts = np.ones(frame.rgb.shape[:2], bool) if frame.labels is None else frame.labels.anomaly != 255
     if ignore_mask is not None:
-        counts &= ~ignore_mask_at(ignore_mask).at(counts.shape)  # type: ignore[arg-type]
+        counts &= ~ignored_at(ignore_mask, counts.shape)  # type: ignore[arg-type]
     if frame.labels is not None and (frame.labels.anomaly[counts] == 1).any():
         raise EvaluationError(f"{entry.name} shows a labelled anomaly, so it is not ordinary driving: skipped")
     if np.count_nonzero(counts) < MIN_ORDINARY_PIXELS:
@@ -139,20 +140,20 @@ def parameters_yaml(result: Calibration, model: ModelSettings, kind: str, alarm_
         if kind == "pixel"
         else f"the share of frames with {alarm_pixels} or more pixels above it"
     )
-    folder = Path(model.model)
+    folder = Path(os.path.expanduser(model.model))
     parameters: dict[str, Any] = {
         "anomaly_threshold": result.threshold,
         "model": str(folder.resolve()) if folder.is_dir() else model.model,
         "merge_classes": model.merge_classes,
         # All words, so that none of another file stays under this threshold; "" is how a parameter file says "no hazard".
         "hazard_prompts": list(model.hazards) or "",
-        "vocabulary_file": str(Path(model.vocabulary).resolve()) if model.vocabulary else "",
+        "vocabulary_file": _absolute(model.vocabulary),
         "classifier": model.classifier or "auto",
         "scoring": model.scoring or "auto",
         # Scores change with these, too; [0, 0] is the model's own size.
         "network_size": list(model.network_size or (0, 0)),
         "precision": model.precision,
-        "ignore_mask": str(Path(model.ignore_mask).resolve()) if model.ignore_mask else "",
+        "ignore_mask": _absolute(model.ignore_mask),
     }
     head = [
         f"# Calibrated on {result.frames} frames of ordinary driving: {what} is at most {result.rate:g}",
@@ -160,6 +161,11 @@ def parameters_yaml(result: Calibration, model: ModelSettings, kind: str, alarm_
         f"# On those frames it is {result.measured:.6g}. The threshold holds for this model, size, precision and these words only.",
     ]
     return "\n".join(head) + "\n" + yaml.safe_dump({node: {"ros__parameters": parameters}}, sort_keys=False, allow_unicode=True)
+
+
+def _absolute(path: str | None) -> str:
+    """Where the node finds the file too, whatever folder it runs in; empty for none."""
+    return str(Path(os.path.expanduser(path)).resolve()) if path else ""
 
 
 def write_parameters(path: Path, text: str) -> None:

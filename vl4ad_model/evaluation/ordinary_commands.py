@@ -133,6 +133,9 @@ def prompts_check(
 
     if not chosen.hazard:
         raise EvaluationError("pass --hazard WORDS, once for every prompt to check")
+    for name, value in (("threshold", threshold), ("limit", limit)):
+        if not math.isfinite(value):
+            raise EvaluationError(f"{name} {value} is no number")
     # Wrong words are found before a model is loaded; together, so that two prompts for one thing are found too.
     names = class_names(chosen.settings)
     settings = replace(chosen.settings, hazards=())

@@ -7,6 +7,7 @@ process, in a pool of processes, or on a cluster (`ray_runner`); the results add
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,9 +29,10 @@ from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure, Source
 from vl4ad_model.evaluation.work_folder import WorkFolder, WorkFolderError, fingerprint, open_work_folder
 from vl4ad_model.ignore_mask import IgnoreMask
 from vl4ad_model.vocabulary import Hazard
-from vl4ad_model.worker_processes import deaf_to_interrupts
+from vl4ad_model.worker_processes import deaf_to_interrupts, end_with_parent
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,19 @@ def ignore_mask_at(path: str) -> IgnoreMask:
     return IgnoreMask.read(path)
 
 
+def ignored_at(path: str, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool: the mask at the size of a frame; that it is stretched is said once."""
+    mask = ignore_mask_at(path)
+    if complaint := mask.complaint(size):
+        _say_once(complaint)
+    return mask.at(size)
+
+
+@lru_cache(maxsize=64)
+def _say_once(text: str) -> None:
+    log.warning("%s", text)
+
+
 def first_round(task: Task) -> TaskResult:
     """Count the frames of a task that are not counted yet."""
     work = WorkFolder(Path(task.work))
@@ -186,7 +201,7 @@ def labels_that_count(labels: LabelMap, ignore_mask: str | None) -> LabelMap:
     """Ground truth that is ignored where the mask is white."""
     if not ignore_mask:
         return labels
-    return label_files.ignoring(labels, ignore_mask_at(ignore_mask).at(labels.anomaly.shape))  # type: ignore[arg-type]
+    return label_files.ignoring(labels, ignored_at(ignore_mask, labels.anomaly.shape))  # type: ignore[arg-type]
 
 
 def count_frame(
@@ -268,6 +283,7 @@ def mapper(workers: int) -> Iterator[Mapper]:
 
 
 def _start_worker(workers: int) -> None:
+    end_with_parent()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 
@@ -351,11 +367,11 @@ def _deciding(settings: Settings) -> dict[str, Any]:
     decides = asdict(settings)
     del decides["strict"]
     if settings.ignore_mask:
-        decides["ignored"] = hashlib.sha256(Path(settings.ignore_mask).expanduser().read_bytes()).hexdigest()
+        decides["ignored"] = hashlib.sha256(Path(os.path.expanduser(settings.ignore_mask)).read_bytes()).hexdigest()
     if settings.model is not None:
         del decides["model"]["threads"]
         if settings.model.vocabulary:
-            decides["words"] = Path(settings.model.vocabulary).read_text(encoding="utf-8", errors="replace")
+            decides["words"] = Path(os.path.expanduser(settings.model.vocabulary)).read_text("utf-8", "replace")
         folder = _weights_folder(settings.model.model)
         files = sorted(folder.iterdir()) if folder.is_dir() else []
         decides["weights"] = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
@@ -367,7 +383,7 @@ def _weights_folder(model: str) -> Path:
     from vl4ad_model.registry import MODELS, cache_folder
 
     info = MODELS.get(model)
-    return Path(model) if info is None else info.folder or cache_folder() / info.name
+    return Path(os.path.expanduser(model)) if info is None else info.folder or cache_folder() / info.name
 
 
 def _first(

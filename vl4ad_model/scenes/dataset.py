@@ -23,6 +23,7 @@ from vl4ad_model.scenes.classes import FIRST_HAZARD, HAZARD_CLASS
 from vl4ad_model.scenes.hazards import BY_NAME
 from vl4ad_model.scenes.postprocess import Style, develop
 from vl4ad_model.scenes.world import World, make_world
+from vl4ad_model.worker_processes import end_with_parent
 
 if TYPE_CHECKING:
     from vl4ad_model.scenes.renderer import Rendered, Renderer
@@ -137,6 +138,7 @@ class Failure(NamedTuple):
 
 def start_worker(threads: int) -> None:
     """In every process of a pool: share the cores (Mesa would start a thread for each)."""
+    end_with_parent()
     os.environ.setdefault("LP_NUM_THREADS", str(threads))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -234,7 +235,7 @@ def _list(value: Any, name: str) -> list[Any]:
 
 
 def _path(value: Any, base: Path) -> Path:
-    path = Path(str(value)).expanduser()
+    path = Path(os.path.expanduser(str(value)))
     return path if path.is_absolute() else base / path
 
 

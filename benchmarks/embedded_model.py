@@ -186,6 +186,28 @@ def named_iou(
     return {name: inside[name] / union[name] for name in types if union[name]}
 
 
+def named_alone(
+    model: Model, frames: list[Seen], base: Vocabulary, say: Callable[[str], str], types: Sequence[str], *, rivals: bool
+) -> tuple[float, float]:
+    """Every hazard named alone, in all frames, whatever is in view: mean IoU, and the share of the named pixels that are right.
+
+    Args:
+        rivals: False = a hazard is named wherever it beats the known classes.
+    """
+    inside, called, union = (dict.fromkeys(types, 0) for _ in range(3))
+    for name in types:
+        words = model.words(base.with_hazards([say(name)]))
+        words = words if rivals else replace(words, rival_rows=None, rival_margins=None)
+        for seen in frames:
+            named = (model.maps(seen, words)[0] == 19) & (seen.frame.labels != IGNORED)
+            truth = np.isin(seen.frame.labels, [i for i, n in seen.frame.hazards.items() if n == name])
+            inside[name] += int((truth & named).sum())
+            called[name] += int(named.sum())
+            union[name] += int((truth | named).sum())
+    iou = float(np.mean([inside[name] / union[name] for name in types]))
+    return iou, sum(inside.values()) / max(1, sum(called.values()))
+
+
 def forced_choice(
     model: Model, frames: list[Seen], base: Vocabulary, *, choices: int = 8, classifier: str | None = None
 ) -> tuple[float, int]:
@@ -225,6 +247,10 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     unheard = {n: v for n, v in named_iou(model, seen, base, lambda n: (BY_NAME[n].unheard or (n,))[0], all_at_once=False).items()}
     crowded = named_iou(model, seen, base, lambda n: "|".join((n, *BY_NAME[n].synonyms)), all_at_once=True)
     types = sorted(heard)
+    for rivals in (False, True):
+        iou, right = named_alone(model, seen + held_out, base, lambda n: "|".join((n, *BY_NAME[n].synonyms)), types, rivals=rivals)
+        suffix = "" if rivals else "_without_rivals"
+        result[f"named_alone_iou{suffix}"], result[f"named_alone_right{suffix}"] = iou, right
     named = base.with_hazards(["|".join((n, *BY_NAME[n].synonyms)) for n in types])
     result["seen_named_iou"] = float(np.mean(list(heard.values())))
     result["seen_named_iou_all_prompts_at_once"] = float(np.mean(list(crowded.values())))
@@ -319,6 +345,16 @@ def show(result: dict[str, Any]) -> None:
         ("the same with 8 generic prompts, AP", ">= 0.85", f"{result['held_out_generic_ap']:.3f}"),
         ("seen types named: IoU / AP", ">= 0.6 / >= 0.93", f"{result['seen_named_iou']:.3f} / {result['seen_ap_named']:.3f}"),
         ("  all prompts of the set at once: IoU", "", f"{result['seen_named_iou_all_prompts_at_once']:.3f}"),
+        (
+            "  each alone, in all frames of seen and held-out types: IoU / share of the named pixels that are right",
+            "",
+            f"{result['named_alone_iou']:.3f} / {result['named_alone_right']:.3f}",
+        ),
+        (
+            "  the same without rivals",
+            "",
+            f"{result['named_alone_iou_without_rivals']:.3f} / {result['named_alone_right_without_rivals']:.3f}",
+        ),
         ("synonym never trained: share of that IoU", ">= 0.8", f"{result['synonym_share']:.3f}"),
         (
             "  of words whose kind WordNet told / of others",

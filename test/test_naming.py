@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,8 +19,11 @@ from vl4ad_model import cli, prompts, registry
 from vl4ad_model.errors import TrainingError
 from vl4ad_model.network.checkpoint import read_tensors, write_safetensors
 from vl4ad_model.network.clip import tokenizer
+from vl4ad_model.network.fcclip import FCCLIPConfig
+from vl4ad_model.network.proposals import MaskProposals
 from vl4ad_model.network_words import classifier_for, random_rows
-from vl4ad_model.scoring import RelatedWord, prepare_classifier, query_class_probabilities
+from vl4ad_model.scoring import RelatedWord, Rivals, Scorer, prepare_classifier, query_class_probabilities
+from vl4ad_model.segmenter import Segmenter
 from vl4ad_model.training import naming
 from vl4ad_model.training.config import DataSource, TrainingConfig
 from vl4ad_model.training.data import find_frames, hazard_names, read_frame
@@ -103,6 +108,104 @@ def test_a_related_word_finds_what_the_word_itself_misses(network):
         return float(query_class_probabilities(classifier, crate, None, None)[0, owner])
 
     assert probability() < 0.5 < 0.9 < probability(RelatedWord(owner, "storage box", "crate", crate[0].numpy()))
+
+
+# --- words of the training that nobody asked for ----------------------------------------------------------------------------
+
+
+def proposals_of(*embeddings: torch.Tensor) -> MaskProposals:
+    """One query per embedding, each with a quarter of a 32x32 image of its own."""
+    masks = torch.full((1, len(embeddings), 8, 8), -20.0)
+    for query in range(len(embeddings)):
+        masks[0, query, query // 2 * 4 : query // 2 * 4 + 4, query % 2 * 4 : query % 2 * 4 + 4] = 20.0
+    return MaskProposals(masks, torch.stack(embeddings)[None], None, None, (32, 32), (32, 32))
+
+
+def quarters(maps) -> list[float]:
+    return [float(maps[y, x]) for y, x in ((8, 8), (8, 24), (24, 8), (24, 24))]
+
+
+@pytest.mark.parametrize("scoring", ["max", "normalized"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_another_word_fits_better_is_not_named_and_as_anomalous_as_before(scoring, fused):
+    vocabulary = Vocabulary.cityscapes().with_hazards(["refrigerator", "sofa"])
+    count = sum(map(len, vocabulary.concept_groups))
+    generator = torch.Generator().manual_seed(0)
+    rows = unit(torch.randn(count, 256, generator=generator)).numpy()
+    suitcase, fridge = unit(torch.randn(1, 256, generator=generator))[0], torch.from_numpy(rows[-2])
+    between = unit(suitcase + fridge)  # as near to the one as to the other
+    seen = proposals_of(suitcase + 0.5 * fridge, fridge, between, 0.2 * suitcase + fridge)
+    words = {"classifier": "in_vocabulary", "merge_classes": True, "void": None, "in_logit_scale": 4.0, "out_logit_scale": 0.0}
+    never = [float("inf")]
+
+    def score(margins):
+        rivals = None if margins is None else Rivals(suitcase[None].numpy(), np.array(margins, np.float32))
+        classifier = prepare_classifier(vocabulary, rows, rivals=rivals, scoring=scoring, **words)
+        return Scorer(fused=fused).score(seen, classifier)[0], classifier
+
+    (plain, _), (strict, classifier), (lenient, _) = score(None), score([[0.05], never]), score([[0.6], never])
+    refrigerator = vocabulary.known_count
+    assert quarters(plain.labels) == [refrigerator] * 4
+    named = [label == refrigerator for label in quarters(strict.labels)]
+    assert named == [False, True, True, True], "a rival must fit better by more than the margin"
+    assert torch.equal(lenient.labels, plain.labels)
+    assert torch.equal(strict.anomaly, plain.anomaly) and torch.equal(lenient.anomaly, plain.anomaly)
+    unheeded = Scorer(fused=fused).class_map(seen, classifier)
+    assert torch.equal(unheeded, Scorer(fused=fused).class_map(seen, prepare_classifier(vocabulary, rows, **words)))
+
+
+def rivals_of(network, *hazards: str) -> list[set[str]]:
+    """Per hazard, the words of `tiny`'s training that can keep it from its name."""
+    tokenize, end = tokenizer(network.config.clip_model, network.config.clip_config)
+    text = prompts.TextEncoder(network.clip.encode_text, tokenize, weights_key=network.clip.text_weights_key(), end_token=end)
+    vocabulary = Vocabulary.cityscapes().with_hazards(list(hazards))
+    rows = text.encode_concepts([c for group in vocabulary.concept_groups for c in group])
+    words = classifier_for(network, vocabulary, rows)
+    if words.rival_rows is None:
+        return [set() for _ in hazards]
+    place = {row.numpy().tobytes(): word for row, word in zip(network.training_rows, network.config.training_concepts, strict=True)}
+    names = [place[row.numpy().tobytes()] for row in words.rival_rows.to(network.training_rows.dtype)]
+    return [{name for name, margin in zip(names, row.tolist(), strict=True) if margin < 1} for row in words.rival_margins]
+
+
+def test_rivals_are_the_other_things_of_the_training_but_neither_classes_nor_synonyms_nor_words_for_anything(network):
+    (of_tyre, of_crate, of_obstacle, of_sofa) = rivals_of(network, "tyre|tire", "storage crate", "obstacle", "sofa")
+    assert {"suitcase", "refrigerator", "crate"} <= of_tyre and not {
+        "tyre",
+        "car tyre",
+        "road",
+        "car",
+        "object",
+        "debris",
+    } & of_tyre
+    assert "suitcase" in of_crate and not {"crate", "wooden crate"} & of_crate, "read as crate"
+    assert of_obstacle == set() and of_sofa == set(), "means anything, or nothing that training knew"
+    assert rivals_of(network, "sofa", "obstacle") == [set(), set()]
+
+
+def test_the_public_weights_have_no_rivals():
+    assert all(FCCLIPConfig.from_dict(info.config).rival_margin == 0 for info in registry.MODELS.values() if info.folder is None)
+
+
+@pytest.mark.slow
+def test_the_embedded_model_calls_fewer_other_things_by_a_name_that_was_asked_for(network):
+    """On its own frames: pixels that are named, and how many of them rightly, with and without rivals."""
+    segmenter = Segmenter.load("tiny", offline=True)
+    segmenter.vocabulary = segmenter.vocabulary.with_hazards(["refrigerator", "cardboard box"])
+    words = segmenter.words
+    free = dataclasses.replace(words, classifier=dataclasses.replace(words.classifier, rival_rows=None, rival_margins=None))
+    right, named = np.zeros((2, 2)), np.zeros((2, 2))
+    for frame in (read_frame(each) for each in find_frames(DataSource("rendered", FRAMES))):
+        for kind, used in enumerate((free, words)):
+            labels = segmenter.segment(frame.rgb, words=used).labels
+            for hazard, name in enumerate(("refrigerator", "cardboard box")):
+                truth = np.isin(frame.labels, [number for number, each in frame.hazards.items() if each == name])
+                called = (labels == 19 + hazard) & (frame.labels != 255)
+                right[kind, hazard] += (called & truth).sum()
+                named[kind, hazard] += called.sum()
+    assert (right[1] >= 0.98 * right[0]).all(), "what was named rightly stays named"
+    precision = right / named
+    assert (precision[1] > precision[0] + 0.1).all() and (precision[1] > 0.6).all(), precision
 
 
 @pytest.fixture

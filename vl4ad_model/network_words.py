@@ -6,11 +6,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vl4ad_model.scoring import RelatedWord, TextClassifier, prepare_classifier
+from vl4ad_model.scoring import RelatedWord, Rivals, TextClassifier, prepare_classifier
 from vl4ad_model.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vl4ad_model.network.fcclip import FCCLIP
+
+GENERIC_NAMES = (
+    "obstacle", "road obstacle", "debris", "road debris", "lost cargo", "fallen cargo", "object", "unknown object",
+    "strange object", "hazard", "item", "thing",
+)  # fmt: skip
+"""Words that can mean any hazard; training uses them for all."""
+SAME_MEANING = 0.7
+"""Cosine from which two names mean about the same and do not compete; the same in training."""
 
 
 def classifier_for(
@@ -32,6 +42,7 @@ def classifier_for(
         scoring: the anomaly score, max or normalized; None = what suits the checkpoint.
     """
     config = network.config
+    related = related_words(network, vocabulary, rows)
     return prepare_classifier(
         vocabulary,
         rows,
@@ -44,7 +55,8 @@ def classifier_for(
         beta=config.beta,
         training_concepts=config.training_concepts,
         scoring=scoring or config.scoring,
-        related=related_words(network, vocabulary, rows),
+        related=related,
+        rivals=rivals(network, vocabulary, rows, related),
         colour_tolerance=config.colour_tolerance,
         device=device,
     )
@@ -86,6 +98,41 @@ def related_words(network: FCCLIP, vocabulary: Vocabulary, rows: np.ndarray) -> 
             else:
                 found.append(RelatedWord(owner, concept, "", None))
     return found
+
+
+def rivals(network: FCCLIP, vocabulary: Vocabulary, rows: np.ndarray, related: Sequence[RelatedWord]) -> Rivals | None:
+    """Words of the training that keep hazards from being named where they fit better (`FCCLIPConfig.rival_margin`).
+
+    A network that knows suitcases should not call one a refrigerator because only refrigerators were asked for. Words of the known
+    classes are no rivals, they compete anyway; nor are those that can mean any hazard; nor, for a hazard, words that mean about
+    the same as its own. A hazard that means any, or has nothing of the training in it, has no rivals.
+
+    Args:
+        rows: (L, D) unit text embeddings of the concepts of `vocabulary.concept_groups`, one group after another.
+        related: see `related_words`.
+    """
+    config, known = network.config, vocabulary.known_count
+    if not config.rival_margin or not vocabulary.hazards:
+        return None
+    trained = [concept.casefold() for concept in config.training_concepts]
+    groups = [[concept.casefold() for concept in group] for group in vocabulary.concept_groups]
+    no_rivals = {concept for group in groups[:known] for concept in group} | set(GENERIC_NAMES)
+    kept = [index for index, word in enumerate(trained) if word not in no_rivals]
+    of_rivals = network.training_rows.float().cpu().numpy()[kept]
+    margins = np.full((len(groups) - known, len(kept)), np.inf, np.float32)
+    place = sum(map(len, groups[:known]))
+    for hazard, group in enumerate(groups[known:]):
+        own = rows[place : place + len(group)]
+        place += len(group)
+        read_as = [word for word in related if word.owner == known + hazard and word.row is not None]
+        words = {*group, *(word.trained.casefold() for word in read_as)}
+        is_trained = not words.isdisjoint(trained)
+        if is_trained and words.isdisjoint(GENERIC_NAMES):
+            margin = config.related_rival_margin if read_as else config.rival_margin
+            own = np.concatenate([own, *(word.row[None] for word in read_as if word.row is not None)])
+            if margin:
+                margins[hazard, (of_rivals @ own.T).max(axis=1) <= SAME_MEANING] = margin
+    return Rivals(of_rivals, margins) if np.isfinite(margins).any() else None
 
 
 def street_vocabulary(hazards: int) -> Vocabulary:

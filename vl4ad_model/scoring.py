@@ -71,6 +71,17 @@ class RelatedWord(NamedTuple):
     row: np.ndarray | None
 
 
+class Rivals(NamedTuple):
+    """Words of the training that nobody asked for: where one of them fits a query better, a hazard is not named.
+
+    rows: (R, D) unit text embeddings. margins: (Q, R), the cosine by which a word must fit better than all of a hazard's own;
+    infinite where it never counts, because it means about the same.
+    """
+
+    rows: np.ndarray
+    margins: np.ndarray
+
+
 @dataclass(frozen=True)
 class TextClassifier:
     """A vocabulary ready for scoring: unit rows of all concepts and who owns them.
@@ -86,6 +97,7 @@ class TextClassifier:
         normalized: the anomaly score is what is not known of all that the masks claim; otherwise 1 - max p of the known.
         colour_tolerance: in grey levels; above 0 masks are upsampled along the image's edges, which needs proposals with images.
         related: (word that training did not use, trained word that it is also read as); the latter is empty where none is near.
+        rival_rows, rival_margins: see `Rivals`; None = every hazard is named where it beats the other classes.
     """
 
     rows: Tensor
@@ -101,6 +113,8 @@ class TextClassifier:
     normalized: bool = False
     colour_tolerance: float = 0.0
     related: tuple[tuple[str, str], ...] = ()
+    rival_rows: Tensor | None = None
+    rival_margins: Tensor | None = None
 
     @cached_property
     def needs_pooled(self) -> bool:
@@ -136,6 +150,7 @@ def prepare_classifier(
     training_concepts: Sequence[str] = (),
     scoring: str = "max",
     related: Sequence[RelatedWord] = (),
+    rivals: Rivals | None = None,
     colour_tolerance: float = 0.0,
     device: str | torch.device = "cpu",
 ) -> TextClassifier:
@@ -153,6 +168,7 @@ def prepare_classifier(
             share of what the masks claim that belongs to no known class, sum_i s_i (1 - a_i) / sum_i s_i with a_i = sum of the
             known c_ik.
         related: further concepts of the groups; they have no say in which weight a class gets.
+        rivals: words of the training that keep hazards from being named where they fit better; labels alone heed them.
         colour_tolerance: in grey levels; above 0 masks are upsampled along the image's edges (`network.upsampling`).
     """
     if classifier not in CLASSIFIERS:
@@ -193,6 +209,8 @@ def prepare_classifier(
         normalized=scoring == "normalized",
         colour_tolerance=colour_tolerance,
         related=tuple((word.word, word.trained) for word in related),
+        rival_rows=None if rivals is None else torch.as_tensor(rivals.rows, dtype=torch.float32, device=device),
+        rival_margins=None if rivals is None else torch.as_tensor(rivals.margins, dtype=torch.float32, device=device),
     )
 
 
@@ -205,12 +223,13 @@ class _Similarities(NamedTuple):
     """Cosines of queries and concepts; classes and merged classes are both made of these.
 
     named: (L, N), the in-vocabulary branch. seen: (L, N), the out-of-vocabulary branch, or None where it has no weight.
-    void: (N,), or None where the checkpoint has no void embedding.
+    void: (N,), or None where the checkpoint has no void embedding. rivals: (R, N) in the in-vocabulary branch, or None.
     """
 
     named: Tensor
     seen: Tensor | None
     void: Tensor | None
+    rivals: Tensor | None
 
 
 def query_class_probabilities(
@@ -241,7 +260,21 @@ def _similarities(classifier: TextClassifier, query_embeddings: Tensor, pooled_e
         if pooled_embeddings is None:
             raise ValueError("this classifier needs the out-of-vocabulary branch, which this engine was built without")
         seen = classifier.rows @ F.normalize(pooled_embeddings.float(), dim=-1).T
-    return _Similarities(classifier.rows @ unit, seen, None if classifier.void is None else classifier.void @ unit)
+    return _Similarities(
+        classifier.rows @ unit,
+        seen,
+        None if classifier.void is None else classifier.void @ unit,
+        None if classifier.rival_rows is None else classifier.rival_rows @ unit,
+    )
+
+
+def _beaten(classifier: TextClassifier, similarities: _Similarities) -> Tensor | None:
+    """(Q, N) bool: where a word of the training fits a query better than all words of the hazard; None where there are none."""
+    if similarities.rivals is None or classifier.rival_margins is None:
+        return None
+    index = classifier.class_rows[classifier.known_count :]
+    own = similarities.named.index_select(0, index.flatten()).view(*index.shape, -1).amax(dim=1)
+    return (similarities.rivals - classifier.rival_margins[:, :, None]).amax(dim=1) > own
 
 
 def _class_probabilities(
@@ -355,8 +388,9 @@ class Scorer:
             log.warning("%s (%s)", self.notice, problem)
 
     def class_map(self, proposals: MaskProposals, classifier: TextClassifier, output_size: tuple[int, int] | None = None) -> Tensor:
-        """p of every class, (K + Q, H, W) float32, of a batch of one: FC-CLIP's `sem_seg`."""
-        matrix, _ = self._matrices(proposals, classifier.on(proposals.mask_logits.device))
+        """p of every class, (K + Q, H, W) float32, of a batch of one: FC-CLIP's `sem_seg`, whatever rivals there are."""
+        there = replace(classifier, rival_rows=None, rival_margins=None).on(proposals.mask_logits.device)
+        matrix, _ = self._matrices(proposals, there)
         height, width = output_size or proposals.image_size
         result = torch.empty((matrix.shape[0], height, width), device=matrix.device)
         for top, rows in self._tiles(proposals, matrix, (height, width), _guide(proposals, classifier)):
@@ -376,10 +410,13 @@ class Scorer:
         similarities = _similarities(classifier, queries, pooled)
         labels = _class_probabilities(classifier, similarities, valid, merged=False)
         merges = classifier.merged_rows is not None
-        if not merges and not classifier.normalized:
-            return labels, None
         merged = _class_probabilities(classifier, similarities, valid, merged=True) if merges else labels
         of_known = merged[: classifier.merged_known_count]
+        beaten = _beaten(classifier, similarities)
+        if beaten is not None:  # only the label heeds it: what is not named is as anomalous as before
+            labels = torch.cat((labels[: classifier.known_count], labels[classifier.known_count :].masked_fill(beaten, 0)))
+        if not merges and not classifier.normalized:
+            return labels, None
         if not classifier.normalized:
             return labels, of_known
         known = of_known.sum(dim=0)

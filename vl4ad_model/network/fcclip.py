@@ -45,6 +45,9 @@ class FCCLIPConfig:
         training_concepts: the words the decoder was trained with; decides between alpha and beta.
         related_words: cosine from which a word that training did not use is also read as the nearest trained one; 0 = never.
             Above 0, the network has `training_rows`, the text embeddings of `training_concepts`.
+        rival_margin: cosine by which another word of the training must fit a query better than a hazard's own trained words to
+            keep it from that name; 0 = none does. Needs `related_words`.
+        related_rival_margin: the same for hazards without a trained word that are read as one.
         scoring: the anomaly score that suits the checkpoint, "max" or "normalized" (see `prepare_classifier`).
         network_size: (height, width) the model works at by default; None = the image's own size.
         colour_tolerance: in grey levels; above 0 masks are upsampled along the image's edges (`network.upsampling`), 0 = bilinear
@@ -80,6 +83,8 @@ class FCCLIPConfig:
     beta: float = 0.8
     training_concepts: tuple[str, ...] = ()
     related_words: float = 0.0
+    rival_margin: float = 0.0
+    related_rival_margin: float = 0.0
     scoring: str = "max"
     network_size: tuple[int, int] | None = None
     colour_tolerance: float = 0.0

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vl4ad_model.network.mask_decoder import QueryMasks
+from vl4ad_model.network_words import SAME_MEANING
 from vl4ad_model.training.matching import assign, match_cost
 from vl4ad_model.training.words import Words
 
@@ -23,8 +24,6 @@ IGNORED = 255
 ABSENT, NOTHING = -2, -1
 PARTS = 64  # of an image, counted apart: on a GPU additions to one place wait for each other
 CELL = 4  # pixels, side of the cells by which `sample_points` finds what lies beside a segment
-# Names this alike are not told apart: whoever sees a "boulder" may say "rock".
-SAME_MEANING = 0.7
 
 
 @dataclass(frozen=True)
@@ -123,6 +122,7 @@ def name_loss(embeddings: Tensor, things: Tensor, weights: Tensor, words: Words,
     # One of the thing's names at a time, drawn anew: a synonym is as right as the name. What is left out draws any word.
     draw = torch.rand(own.shape, device=own.device).masked_fill(~own, -1).argmax(dim=1)
     scale = logit_scale.detach().exp().clamp_max(100.0)
+    # Names this alike are not told apart: whoever sees a "boulder" may say "rock".
     near = words.rows[draw] @ words.rows.T > SAME_MEANING
     logits = (unit @ words.rows.T) * scale
     logits = logits.masked_fill(own | near | (words.owners < 0)[None], float("-inf"))

@@ -32,6 +32,7 @@ from vl4ad_model.network.clip import tokenizer
 from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
 from vl4ad_model.network.mask_decoder import QueryMasks
 from vl4ad_model.network.upsampling import STRIDE, blend_cells, cell_colours, nearest_cells, weights_by_colour
+from vl4ad_model.network_words import GENERIC_NAMES
 from vl4ad_model.scoring import MAX_LOGIT_SCALE
 from vl4ad_model.training import data as frames_on_disk
 from vl4ad_model.training import naming
@@ -49,7 +50,7 @@ from vl4ad_model.training.losses import (
     sizes_of_segments,
 )
 from vl4ad_model.training.validation import ValidationResult, validate
-from vl4ad_model.training.words import GENERIC_NAMES, WordSampler
+from vl4ad_model.training.words import WordSampler
 from vl4ad_model.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)

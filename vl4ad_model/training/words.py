@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vl4ad_model.network_words import GENERIC_NAMES
 from vl4ad_model.prompts import TextEncoder
 from vl4ad_model.vocabulary import Vocabulary
 
@@ -21,11 +22,6 @@ NAMED = 0.85
 DISTRACTORS = 24
 TOO_SIMILAR = 0.6
 LEAST_ALIKE = 0.5  # cosine between a name and its paraphrase
-# What people call a thing on the road that they have no name for.
-GENERIC_NAMES = (
-    "obstacle", "road obstacle", "debris", "road debris", "lost cargo", "fallen cargo", "object", "unknown object",
-    "strange object", "hazard", "item", "thing",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)

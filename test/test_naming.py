@@ -277,7 +277,11 @@ def test_a_decoder_trained_from_nothing_has_no_such_branch(tmp_path):
     trainer.save_model(tmp_path / "run/model")
     network, config = registry.build_network(registry.locate(tmp_path / "run/model"))
     assert not config.linear_naming and config.classifier == "in_vocabulary" and network.mask_decoder.naming is None
-    assert not config.related_words and "training_rows" not in network.state_dict()
+    assert not config.related_words and not config.rival_margin and "training_rows" not in network.state_dict()
+    assert rivals_of(network, "tyre") == [set()]
+    odd = dataclasses.replace(config, rival_margin=0.1)  # written by hand, without the words it needs
+    network.config = odd
+    assert rivals_of(network, "tyre") == [set()]
 
 
 def test_fine_tuning_forgets_no_word_that_was_trained_before(copied, tmp_path):

@@ -103,7 +103,7 @@ def find(
         found.append(
             Detection(
                 (left * right, top * down, (end - left) * right, (bottom - top) * down),
-                round(pixels * right * down),
+                max(1, round(pixels * right * down)),
                 float(sums[area] / pixels),
                 tuple((names[index], int(named[area, index]) / pixels) for index in order if named[area, index]),
             )

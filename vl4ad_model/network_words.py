@@ -112,7 +112,7 @@ def rivals(network: FCCLIP, vocabulary: Vocabulary, rows: np.ndarray, related: S
         related: see `related_words`.
     """
     config, known = network.config, vocabulary.known_count
-    if not config.rival_margin or not vocabulary.hazards:
+    if not config.related_words or not config.rival_margin or not vocabulary.hazards:
         return None
     trained = [concept.casefold() for concept in config.training_concepts]
     groups = [[concept.casefold() for concept in group] for group in vocabulary.concept_groups]

@@ -233,7 +233,14 @@ class Trainer:
         if config.start_from_weights or not had.linear_naming:
             return new
         # That branch names another decoder's features, and its words are not this run's.
-        return dataclasses.replace(new, linear_naming=False, related_words=0.0, classifier="in_vocabulary")
+        return dataclasses.replace(
+            new,
+            linear_naming=False,
+            related_words=0.0,
+            rival_margin=0.0,
+            related_rival_margin=0.0,
+            classifier="in_vocabulary",
+        )
 
     def _load_words(self) -> None:
         config = self.config

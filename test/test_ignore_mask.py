@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_helpers import vl4ad
+from evaluation_helpers import small_frames, vl4ad, write_folders
 from PIL import Image
 
 from vl4ad_model import image_files
@@ -118,6 +118,24 @@ def test_evaluation_counts_nothing_there(frame, capfd):
     assert sum(part["pixels"].values()) == int((truth[:, :100] != 255).sum())
     assert set(whole["naming"]["types"]) == {"tyre", "cardboard box"} and set(part["naming"]["types"]) == {"cardboard box"}
     assert part["configuration"]["ignore_mask"] == str(frame)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_saved_scores_count_as_if_the_labels_said_ignore(tmp_path, capfd, workers):
+    """In both rounds: pixels, and components."""
+    frames = small_frames(4)
+    mask = mask_file(tmp_path / "mask.png", slice(None), slice(0, 30), shape=(48, 64))
+    painted = [(scores, np.where(np.arange(64) < 30, np.uint8(255), labels)) for scores, labels in frames]
+    results = []
+    for name, data, options in (("masked", frames, ("--ignore-mask", mask)), ("painted", painted, ())):
+        scores, labels = write_folders(tmp_path / name, data)
+        using = ("--scores", scores, "--labels", labels, "--track", "obstacle", "--workers", workers)
+        done = vl4ad(capfd, "evaluate", "scores", *using, *options, "--json", tmp_path / f"{name}.json")
+        assert done.code == 0, done.err
+        document = json.loads((tmp_path / f"{name}.json").read_text())
+        del document["configuration"]
+        results.append(document)
+    assert results[0] == results[1] and 0 < results[0]["pixels"]["anomaly"] < sum(int((labels == 1).sum()) for _, labels in frames)
 
 
 def test_calibration_and_prompts_look_only_at_what_is_left(frame, capfd):

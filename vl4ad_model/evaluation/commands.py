@@ -16,6 +16,7 @@ from vl4ad_model.evaluation.folders import FolderSource
 from vl4ad_model.evaluation.frame_counts import METRICS
 from vl4ad_model.evaluation.options import (
     Bags,
+    IgnoreMaskFile,
     Images,
     ImageTopic,
     JsonFile,
@@ -47,7 +48,7 @@ from vl4ad_model.evaluation.outputs import (
     write_json,
 )
 from vl4ad_model.evaluation.progress import ConsoleProgress
-from vl4ad_model.evaluation.runner import Mapper, ModelSettings, Settings, evaluate, mapper
+from vl4ad_model.evaluation.runner import Mapper, ModelSettings, Settings, evaluate, ignore_mask_at, mapper
 from vl4ad_model.evaluation.sources import Source
 
 __all__ = ["benchmark_metrics", "calibrate", "evaluate_app", "finish_live", "prompts_app"]
@@ -66,6 +67,7 @@ def evaluate_scores(
     metrics: Metrics = "pixel,components,fishyscapes",
     threshold: Threshold = None,
     label_values: LabelValues = "auto",
+    ignore_mask: IgnoreMaskFile = None,
     workers: Workers = 1,
     strict: Strict = False,
     json_file: JsonFile = None,
@@ -75,7 +77,10 @@ def evaluate_scores(
     source = FolderSource(images, scores, labels, label_values_from(label_values))
     if source.unlabelled:
         warn(f"{source.unlabelled} score maps have no label and are left out")
-    settings = Settings(track, metrics_from(metrics), threshold, strict=strict)
+    ignored = str(ignore_mask) if ignore_mask else None
+    if ignored:
+        ignore_mask_at(ignored)  # a mistake shows before anything is read
+    settings = Settings(track, metrics_from(metrics), threshold, strict=strict, ignore_mask=ignored)
     _evaluate([source], settings, {"source": "scores", **source.describe()}, workers, json_file, report)
 
 

@@ -244,7 +244,7 @@ def _maps(task: Task, work: WorkFolder) -> Iterator[tuple[Entry, np.ndarray, np.
     for entry, frame in zip(from_source, task.source.frames(from_source, pictures=False), strict=True):
         if isinstance(frame, FrameFailure) or frame.scores is None or frame.labels is None:
             raise EvaluationError(f"{entry.name} could be read before and cannot be read now: was it changed?")
-        yield entry, frame.scores, frame.labels.anomaly
+        yield entry, frame.scores, labels_that_count(frame.labels, task.settings.ignore_mask).anomaly
 
 
 def in_this_process(function: Callable[[Any], T], tasks: Sequence[Any]) -> Iterator[T]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vl4ad_model.detections import MIN_AREA
-from vl4ad_model.errors import ImageError, Vl4adError
+from vl4ad_model.errors import ImageError, ModelNotFoundError, Vl4adError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -188,8 +188,9 @@ def segment(
         shares = _shares(result)
         score = {"max": float(result.anomaly.max()), "mean": float(result.anomaly.mean())}
         named = {entry.name: shares.get(entry.name, 0.0) for entry in words.hazards}
-        found = [each.to_json_dict() for each in detections.find(result, threshold=threshold, min_area=min_area)]
-        numbers.append({"image": str(path), "shares": shares | named, "anomaly": score, "hazards": found})
+        if json_file:
+            found = [each.to_json_dict() for each in detections.find(result, threshold=threshold, min_area=min_area)]
+            numbers.append({"image": str(path), "shares": shares | named, "anomaly": score, "hazards": found})
         frequent = ", ".join(f"{name} {share:.0%}" for name, share in [(n, s) for n, s in shares.items() if n not in named][:4])
         asked = "".join(f"; hazard {name} {share:.1%}" for name, share in named.items())
         print(f"{path}: {frequent}{asked}; anomaly max {score['max']:.2f}, mean {score['mean']:.2f}")
@@ -276,7 +277,6 @@ def models_verify(
 ) -> None:
     """Check the sha256 of every file of the models that are on this machine, and that the weights fit the network."""
     from vl4ad_model import registry
-    from vl4ad_model.errors import ModelNotFoundError
 
     chosen = names or [
         name
@@ -295,7 +295,6 @@ def models_verify(
 
 
 def _info(name: str):
-    from vl4ad_model.errors import ModelNotFoundError
     from vl4ad_model.registry import MODELS
 
     if name not in MODELS:

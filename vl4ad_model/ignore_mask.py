@@ -27,11 +27,14 @@ class IgnoreMask:
     Args:
         ignored: (H, W) bool.
         name: for messages.
+
+    Attributes:
+        share: of the image, 0..1.
     """
 
     def __init__(self, ignored: np.ndarray, name: str = "ignore mask") -> None:
-        self.name, self._ignored = name, ignored
-        self._resized = ignored
+        self.name, self.share = name, float(ignored.mean())
+        self._ignored = self._resized = ignored
 
     @classmethod
     def read(cls, path: str | Path) -> IgnoreMask:
@@ -61,11 +64,6 @@ class IgnoreMask:
             what = "everything" if ignored.all() else "nothing"
             raise ImageError(f"ignore mask {path} ignores {what}: paint white what is to be ignored, and the rest black")
         return cls(ignored, str(path))
-
-    @property
-    def share(self) -> float:
-        """Of the image, 0..1."""
-        return float(self._ignored.mean())
 
     def complaint(self, size: tuple[int, int]) -> str:
         """What is odd about using it for images of this size (height, width); empty where its shape is the same."""

@@ -156,9 +156,12 @@ def _from_folder(folder: Path, name: str, *, notice: str) -> ModelFiles:
         config["clip_config"] = values.get("model_cfg", values)
     verify_folder(folder)
     decoder, clip = _weights_in(folder)
-    if untrained := untrained_notice(folder):
-        notice = f"{notice}; {untrained}"
+    if None in (decoder, clip):
+        notice = f"{notice}; {UNTRAINED}"
     return ModelFiles(name, config, decoder, clip, notice)
+
+
+UNTRAINED = "UNTRAINED: deterministic weights stand in for missing files, results mean nothing"
 
 
 def _weights_in(folder: Path) -> tuple[Path | None, Path | None]:
@@ -171,9 +174,7 @@ def _weights_in(folder: Path) -> tuple[Path | None, Path | None]:
 def untrained_notice(name_or_folder: str | Path) -> str:
     """That a model folder lacks weights and what that means, one line; empty for others and for models by name."""
     folder = Path(os.path.expanduser(name_or_folder))
-    if str(name_or_folder) in MODELS or not folder.is_dir() or None not in _weights_in(folder):
-        return ""
-    return "UNTRAINED: deterministic weights stand in for missing files, results mean nothing"
+    return "" if str(name_or_folder) in MODELS or not folder.is_dir() or None not in _weights_in(folder) else UNTRAINED
 
 
 def _read_object(path: Path) -> dict[str, Any]:

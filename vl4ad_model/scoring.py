@@ -415,10 +415,8 @@ class Scorer:
         beaten = _beaten(classifier, similarities)
         if beaten is not None:  # only the label heeds it: what is not named is as anomalous as before
             labels = torch.cat((labels[: classifier.known_count], labels[classifier.known_count :].masked_fill(beaten, 0)))
-        if not merges and not classifier.normalized:
-            return labels, None
         if not classifier.normalized:
-            return labels, of_known
+            return labels, of_known if merges else None
         known = of_known.sum(dim=0)
         # The rest is hazards and void; where the sum rounds to more than 1, nothing is left.
         return labels, torch.stack((known, (1 - known).clamp_(min=0)))

@@ -7,6 +7,8 @@ N queries, K known classes, Q hazards. Class k has alternative concepts L_k.
 - cos(i, k) = max over l in L_k of cos(v_i, t_l).
 - c_i = softmax over K + Q (+ void) of cos(i, .) / T.
 - p_k(h, w) = sum_i s_i(h, w) c_ik, without void.  label(h, w) = argmax over K + Q.
+- Rivals (`network_words.rivals`): for the label alone, c_ik of a hazard k counts as 0 where cos(v_i, t_r) - margin_kr > cos(i, k)
+  for a rival r.
 - anomaly(h, w) = 1 - max over k <= K of p_k(h, w).
 - normalized anomaly(h, w) = (e + sum_i s_i(h, w) (1 - a_i)) / (e + sum_i s_i(h, w)), a_i = sum over k <= K of c_ik, e = 0.1.
 """

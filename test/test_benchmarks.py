@@ -91,3 +91,17 @@ def test_photographs_that_are_missing_are_named_with_the_command_to_get_them(tmp
     done = road_obstacles(tmp_path, "--out", tmp_path / "out")
     assert done.returncode != 0 and done.stderr.count("git clone --depth 1 https://") == 3 and "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_following_things_through_a_drive_drops_false_alarms_and_keeps_hazards(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "benchmarks/tracking.py", "test/data/demo_bag", "--json", str(tmp_path / "result.json")],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (result,) = json.loads((tmp_path / "result.json").read_text()).values()
+    on_hazards, elsewhere = result["areas"]["on hazards"], result["areas"]["elsewhere"]
+    assert result["images"] == 120 and on_hazards["1"] > 300
+    assert on_hazards["2"] > 0.9 * on_hazards["1"] and elsewhere["2"] < 0.5 * elsewhere["1"]
+    assert result["numbers"] <= 3 * result["hazards"]
+    assert result["names"]["followed"]["right"] >= result["names"]["image by image"]["right"] > 250

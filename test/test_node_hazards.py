@@ -1,6 +1,7 @@
 """What the detector says besides maps: the hazards in view with their boxes, and the overlay as a JPEG."""
 
 import importlib.util
+import time
 from io import BytesIO
 from pathlib import Path
 
@@ -51,7 +52,12 @@ def found_in(answered, **arguments):
     """What the published maps say is in view."""
     words = Vocabulary.cityscapes().with_hazards(PROMPTS)
     result = Segmentation(pixels(answered["segmentation"]), pixels(answered["anomaly_score"]), words, 1)
-    return [each.to_json_dict() for each in detections.find(result, **{"threshold": 0.5, **arguments})]
+    return [alone(each.to_json_dict()) for each in detections.find(result, **{"threshold": 0.5, **arguments})]
+
+
+def alone(entry):
+    """What an entry says of its own image."""
+    return {key: entry[key] for key in ("name", "score", "box", "pixels")}
 
 
 def test_hazards_are_those_of_the_maps_in_pixels_of_the_camera_image(user):
@@ -59,7 +65,7 @@ def test_hazards_are_those_of_the_maps_in_pixels_of_the_camera_image(user):
     answered = answer(user, rgb)
     content = answered[outputs.HAZARDS]
     assert {entry["name"] for entry in content["hazards"]} >= {"tyre", "cardboard box"}
-    assert content["hazards"] == found_in(answered)
+    assert [alone(entry) for entry in content["hazards"]] == found_in(answered)
     header = answered["segmentation"].header
     assert content["stamp"] == {"sec": header.stamp.sec, "nanosec": header.stamp.nanosec}
     assert content["frame_id"] == header.frame_id == "camera" and (content["width"], content["height"]) == (640, 384)
@@ -69,7 +75,31 @@ def test_hazards_are_those_of_the_maps_in_pixels_of_the_camera_image(user):
     small = answer(user, rgb)
     assert user.set_parameter("publish_resolution", "input")[0]
     assert small["segmentation"].width == 320 and small[outputs.HAZARDS]["width"] == 640
-    assert small[outputs.HAZARDS]["hazards"] == found_in(small, size=(384, 640))
+    assert [alone(entry) for entry in small[outputs.HAZARDS]["hazards"]] == found_in(small, size=(384, 640))
+
+
+def test_a_thing_keeps_its_number_and_is_listed_from_the_image_on_that_was_asked_for(user):
+    rgb = image_files.read_rgb(STREET)
+    answer(user, picture(384, 640))  # something else
+    first, second = (answer(user, rgb)[outputs.HAZARDS]["hazards"] for _ in range(2))
+    assert len(first) == len(second) >= 2
+    assert [entry["id"] for entry in second] == [entry["id"] for entry in first]
+    assert len({entry["id"] for entry in first}) == len(first) and 0 not in {entry["id"] for entry in first}
+    assert all(after["images"] > before["images"] for before, after in zip(first, second, strict=True))
+
+    assert user.set_parameter("min_hazard_images", 3)[0]
+    answer(user, picture(384, 640))
+    time.sleep(2.5)  # a pause after which everything is new
+    lengths, counted = [], []
+    for _ in range(3):
+        entries = answer(user, rgb)[outputs.HAZARDS]["hazards"]
+        lengths.append(len(entries))
+        counted += [entry["images"] for entry in entries]
+    assert lengths[0] == 0 and lengths[-1] == len(first) and min(counted) == 3
+    for wrong in (0, 1.5, "many"):
+        successful, said = user.set_parameter("min_hazard_images", wrong)
+        assert not successful and "min_hazard_images" in said
+    assert user.set_parameter("min_hazard_images", 1)[0]
 
 
 def test_an_empty_road_is_said_too_and_the_limits_can_be_set(user):
@@ -122,5 +152,5 @@ def test_detections_say_the_same_in_the_messages_that_other_nodes_read(user):
         box, (first, *_) = detection.bbox, detection.results
         assert (box.center.position.x, box.center.position.y) == (left + width / 2, top + height / 2)
         assert (box.size_x, box.size_y) == (width, height) and detection.header == array.header
-        assert first.hypothesis.class_id == entry["name"]
+        assert first.hypothesis.class_id == entry["name"] and detection.id == str(entry["id"])
         assert sum(each.hypothesis.score for each in detection.results) == pytest.approx(entry["score"], rel=0.05)

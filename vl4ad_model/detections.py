@@ -25,12 +25,17 @@ class Detection:
         pixels: how many it has.
         score: mean anomaly score of its pixels.
         shares: (name, share of its pixels), the largest first; `UNNAMED` for those that no hazard names. Shares add up to 1.
+            Of a tracked one, of its pixels in the last images.
+        number: the same for the same thing in other images of this camera (`tracking.Tracker`); 0 = not tracked.
+        images: in how many it was seen, this one included.
     """
 
     box: tuple[float, float, float, float]
     pixels: int
     score: float
     shares: tuple[tuple[str, float], ...]
+    number: int = 0
+    images: int = 1
 
     @property
     def name(self) -> str:
@@ -39,7 +44,9 @@ class Detection:
 
     def to_json_dict(self) -> dict[str, Any]:
         """Plain values; numbers are rounded to what they can mean."""
+        tracked = {"id": self.number, "images": self.images} if self.number else {}
         return {
+            **tracked,
             "name": self.name,
             "score": round(self.score, 4),
             "box": [round(side, 2) for side in self.box],

@@ -363,7 +363,7 @@ class DetectorNode(LifecycleNode):
             return
         segmented = time.perf_counter()
         limits = Limits(self._threshold.for_version(result.vocabulary_version), settings.min_hazard_area)
-        messages = outputs.encode(wanted, rgb, result, message.header, limits)
+        answer = outputs.encode(wanted, rgb, result, message.header, limits)
         encoded = time.perf_counter()
         stamp = message.header.stamp
         # In the order in which images were taken: a younger one may have been faster.
@@ -374,9 +374,9 @@ class DetectorNode(LifecycleNode):
                 return
             if limits.threshold != (now := self._threshold.for_version(result.vocabulary_version)):
                 # LabelInfo says the new one by now.
-                messages = outputs.encode(wanted, rgb, result, message.header, limits._replace(threshold=now))
+                answer = outputs.encode(wanted, rgb, result, message.header, limits._replace(threshold=now))
             self._announce_version(result.vocabulary, result.vocabulary_version)
-            outputs.publish(messages)
+            outputs.publish(wanted, answer, settings.min_hazard_images)
             self._last_stamp[camera] = stamp
         published = time.perf_counter()
         age = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header, String
 
+from vl4ad_model import detections
+from vl4ad_model.tracking import Tracker
 from vl4ad_ros import images
 
 if TYPE_CHECKING:
@@ -45,15 +48,33 @@ def vision_messages(needed: str) -> Any | None:
 
 
 class Limits(NamedTuple):
-    """What an image's anomaly mask, hazards and detections depend on besides its maps.
+    """What an image's anomaly mask and areas depend on besides its maps.
 
     Attributes:
         threshold: of the score.
-        min_area: of a detection, as a share of the image.
+        min_area: of an area, as a share of the image.
     """
 
     threshold: float
     min_area: float
+
+
+class Answer(NamedTuple):
+    """What is published of one image.
+
+    Attributes:
+        header: the image's.
+        size: its height and width.
+        version: of the words.
+        maps: topic -> message.
+        areas: what is in view; None where nobody wants to know.
+    """
+
+    header: Header
+    size: tuple[int, int]
+    version: int
+    maps: dict[str, Any]
+    areas: list[Detection] | None
 
 
 class CameraOutputs:
@@ -68,44 +89,52 @@ class CameraOutputs:
         self._vision = vision_messages("Detection2DArray")
         types = TYPES if self._vision is None else {**TYPES, DETECTIONS: self._vision.Detection2DArray}
         prefix = f"~/{camera}/" if camera else "~/"
+        self._tracker = Tracker()
         self._publishers = {name: node.create_lifecycle_publisher(kind, prefix + name, MAPS_QOS) for name, kind in types.items()}
 
     def wanted(self) -> frozenset[str]:
         """The topics that have a subscriber now."""
         return frozenset(name for name, publisher in self._publishers.items() if publisher.get_subscription_count())
 
-    def encode(
-        self, wanted: frozenset[str], rgb: np.ndarray, result: Segmentation, header: Header, limits: Limits
-    ) -> dict[str, Any]:
-        """Make the messages; each has the input's header.
+    def encode(self, wanted: frozenset[str], rgb: np.ndarray, result: Segmentation, header: Header, limits: Limits) -> Answer:
+        """What takes time, and depends on no other image.
 
         Args:
             rgb: the camera image, for the overlay.
-            limits: of the anomaly mask and of detections.
         """
-        messages: dict[str, Any] = {}
+        maps: dict[str, Any] = {}
         for name in ("segmentation", "anomaly_score", "anomaly_mask"):
             if name in wanted:
-                messages[name] = images.from_array(_pixels(name, result, limits.threshold), MAPS[name], header)
+                maps[name] = images.from_array(_pixels(name, result, limits.threshold), MAPS[name], header)
         if {"overlay", JPEG} & wanted:
             from vl4ad_model import visualization
 
             overlay = visualization.overlay(rgb, result)
             if "overlay" in wanted:
-                messages["overlay"] = images.from_array(overlay, MAPS["overlay"], header)
+                maps["overlay"] = images.from_array(overlay, MAPS["overlay"], header)
             if JPEG in wanted:
-                messages[JPEG] = images.to_jpeg(overlay, header, JPEG_QUALITY)
+                maps[JPEG] = images.to_jpeg(overlay, header, JPEG_QUALITY)
+        areas, size = None, (rgb.shape[0], rgb.shape[1])
         if {HAZARDS, DETECTIONS} & wanted:
-            from vl4ad_model import detections
+            areas = detections.find(result, threshold=limits.threshold, min_area=limits.min_area, size=size)
+        return Answer(header, size, result.vocabulary_version, maps, areas)
 
-            found = detections.find(result, threshold=limits.threshold, min_area=limits.min_area, size=rgb.shape[:2])
+    def publish(self, wanted: frozenset[str], answer: Answer, min_images: int) -> None:
+        """Send an answer, in the order in which images were taken.
+
+        Args:
+            min_images: in which a thing must have been seen to be listed.
+        """
+        messages = dict(answer.maps)
+        if answer.areas is not None:
+            stamp = answer.header.stamp
+            taken_s = stamp.sec + stamp.nanosec * 1e-9 or time.monotonic()
+            things = self._tracker.update(answer.areas, taken_s, answer.version)
+            things = [thing for thing in things if thing.images >= min_images]
             if HAZARDS in wanted:
-                messages[HAZARDS] = _hazards_json(found, rgb, result, header)
+                messages[HAZARDS] = _hazards_json(things, answer)
             if DETECTIONS in wanted:
-                messages[DETECTIONS] = _detection_array(self._vision, found, header)
-        return messages
-
-    def publish(self, messages: dict[str, Any]) -> None:
+                messages[DETECTIONS] = _detection_array(self._vision, things, answer.header)
         for name, message in messages.items():
             self._publishers[name].publish(message)
 
@@ -115,15 +144,15 @@ class CameraOutputs:
         self._publishers = {}
 
 
-def _hazards_json(found: list[Detection], rgb: np.ndarray, result: Segmentation, header: Header) -> String:
+def _hazards_json(things: list[Detection], answer: Answer) -> String:
     """What is in view, as `ros2 topic echo` shows it in a few lines; also where vision_msgs is not installed."""
     content = {
-        "stamp": {"sec": header.stamp.sec, "nanosec": header.stamp.nanosec},
-        "frame_id": header.frame_id,
-        "width": rgb.shape[1],
-        "height": rgb.shape[0],
-        "version": result.vocabulary_version,
-        "hazards": [detection.to_json_dict() for detection in found],
+        "stamp": {"sec": answer.header.stamp.sec, "nanosec": answer.header.stamp.nanosec},
+        "frame_id": answer.header.frame_id,
+        "width": answer.size[1],
+        "height": answer.size[0],
+        "version": answer.version,
+        "hazards": [thing.to_json_dict() for thing in things],
     }
     return String(data=json.dumps(content, ensure_ascii=False))
 
@@ -131,18 +160,18 @@ def _hazards_json(found: list[Detection], rgb: np.ndarray, result: Segmentation,
 _SMALLEST_SHARE = 0.01
 
 
-def _detection_array(types: Any, found: list[Detection], header: Header) -> Any:
+def _detection_array(types: Any, things: list[Detection], header: Header) -> Any:
     """vision_msgs/Detection2DArray: a hypothesis for each name, the likeliest first; their scores add up to the area's mean."""
     array = types.Detection2DArray(header=header)
-    for detection in found:
-        left, top, width, height = detection.box
-        entry = types.Detection2D(header=header)
+    for thing in things:
+        left, top, width, height = thing.box
+        entry = types.Detection2D(header=header, id=str(thing.number))
         entry.bbox.center.position.x, entry.bbox.center.position.y = left + width / 2, top + height / 2
         entry.bbox.size_x, entry.bbox.size_y = float(width), float(height)
-        for name, share in detection.shares:
+        for name, share in thing.shares:
             if share >= _SMALLEST_SHARE:
                 hypothesis = types.ObjectHypothesisWithPose()
-                hypothesis.hypothesis.class_id, hypothesis.hypothesis.score = name, detection.score * share
+                hypothesis.hypothesis.class_id, hypothesis.hypothesis.score = name, thing.score * share
                 entry.results.append(hypothesis)
         array.detections.append(entry)
     return array

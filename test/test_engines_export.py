@@ -143,6 +143,26 @@ def test_means_over_large_masks_stay_in_full_precision(tiny, exported, clips_own
     assert len(areas) == 1 + clips_own and all(types[name] == onnx.TensorProto.FLOAT for name in areas)
 
 
+def test_places_in_maps_stay_in_full_precision(exported):
+    """Float16 would move them by up to an eighth of a cell of a map that is 256 cells wide."""
+    model = onnx.ModelProto()
+    model.CopyFrom(exported)
+    half = onnx_graph.to_half(model)
+    inferred = onnx.shape_inference.infer_shapes(half, strict_mode=True)
+    types = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
+    types |= {tensor.name: tensor.data_type for tensor in half.graph.initializer}
+    producers = {name: node for node in half.graph.node for name in node.output}
+    samples = [node for node in half.graph.node if node.op_type == "GridSample"]
+    assert samples
+    for sample in samples:
+        assert {types[name] for name in sample.input} == {onnx.TensorProto.FLOAT}
+        node = producers[sample.input[1]]
+        while node.op_type != "Add":  # back to where offsets are added to the cells' centres
+            assert node.op_type != "Cast"
+            node = producers[node.input[0]]
+        assert {types[name] for name in node.input} == {onnx.TensorProto.FLOAT}
+
+
 @pytest.mark.parametrize(
     ("size", "message"), [((100, 160), "multiples of 32"), ((0, 160), "multiples of 32"), ((96, 160, 0), "batch 0")]
 )

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from vl4ad_model import engines
 from vl4ad_model.engines.floor import Floor, count_flops
-from vl4ad_model.engines.torch_engine import TorchEngine, image_part
+from vl4ad_model.engines.torch_engine import TorchEngine, image_part, without_tf32
 from vl4ad_model.scoring import ScoreMaps
 from vl4ad_model.segmenter import Segmenter
 
@@ -76,6 +76,18 @@ def test_convolutions_in_float32_have_no_tf32_inside_whatever_the_process_has_se
     assert before == after == "tf32" and inside != "tf32"
 
 
+def test_of_two_who_want_no_tf32_the_last_one_out_brings_it_back():
+    convolutions = torch.backends.cudnn
+    before, first, second = convolutions.allow_tf32, without_tf32("cuda"), without_tf32("cuda")
+    assert before
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not convolutions.allow_tf32
+    second.__exit__(None, None, None)
+    assert convolutions.allow_tf32
+
+
 def test_maps_on_the_host_are_handed_over_as_they_are():
     labels, anomaly = torch.zeros((4, 6), dtype=torch.uint8), torch.rand((4, 6))
     ours = ScoreMaps(labels, anomaly).on_host()
@@ -133,6 +145,71 @@ def test_a_full_gpu_costs_time_and_never_the_answer(network, street):
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert (result.labels == expected.labels).mean() > 0.999
     assert "ran out of" in segmenter.engine_reason
+
+
+@pytest.mark.gpu
+def test_results_are_no_page_locked_memory(street):
+    """Whoever keeps results would keep the system's; and giving it back after a GPU has failed ends the process."""
+    result = Segmenter.load("tiny", engine="torch", device="cuda", network_size=(384, 640), offline=True).segment(street)
+    assert not any(torch.from_numpy(array).is_pinned() for array in (result.labels, result.anomaly))
+
+
+@pytest.mark.gpu
+def test_when_the_gpu_fails_the_cpu_answers():
+    """A device-side assertion, after which nothing on that GPU works any more in this process."""
+    script = """
+import os
+import numpy as np, torch
+from vl4ad_model.segmenter import Segmenter
+image = np.random.default_rng(0).integers(0, 256, (384, 640, 3), dtype=np.uint8)
+segmenter = Segmenter.load("tiny", engine="torch", device="cuda", network_size=(384, 640), offline=True)
+result = segmenter.segment(image)
+before = result.labels.copy()
+try:
+    torch.zeros(2, device="cuda")[torch.full((3,), 9, device="cuda")].sum().item()
+except RuntimeError:
+    pass
+for _ in range(3):
+    result = segmenter.segment(image)
+print((result.labels == before).mean(), segmenter.device, flush=True)
+os._exit(0)  # as the node does: CUDA's own tidying up would fail
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    share, device = done.stdout.split()[-2:]
+    assert float(share) > 0.99 and device == "cpu"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "share"), [("fp32", 0.999), ("fp16", 0.995)])
+def test_onnx_runtime_on_the_gpu_sees_what_pytorch_sees_on_the_cpu(precision, share, tmp_path, monkeypatch):
+    providers = pytest.importorskip("onnxruntime").get_available_providers()
+    if "CUDAExecutionProvider" not in providers:
+        pytest.skip("onnxruntime has no CUDA here: pip install onnxruntime-gpu")
+    monkeypatch.setenv("VL4AD_CACHE", str(tmp_path))
+    here = Segmenter.load("tiny", engine="torch", device="cpu", offline=True)
+    there = Segmenter.load("tiny", engine="onnx", device="cuda", precision=precision, offline=True)
+    assert there.engine_name == "onnx" and there.device.startswith("cuda")
+    for part in ("held_out", "seen", "quiet"):
+        picture = cv2.imread(str(sorted(EVALUATION.glob(f"{part}/images/*"))[0]))[..., ::-1]
+        ours, theirs = there.segment(picture), here.segment(picture)
+        assert (ours.labels == theirs.labels).mean() >= share
+        if precision == "fp32":
+            assert np.abs(ours.anomaly - theirs.anomaly).max() < 1e-3
+    assert there.engine_name == "onnx", there.engine_reason
+
+
+def test_onnx_runtime_without_cuda_says_so_before_anything_is_exported(network, cache):
+    from vl4ad_model.engines.onnx_engine import ONNXRuntimeEngine
+    from vl4ad_model.errors import EngineError
+
+    if "CUDAExecutionProvider" in pytest.importorskip("onnxruntime").get_available_providers():
+        pytest.skip("onnxruntime has CUDA here")
+    said = []
+    engine = ONNXRuntimeEngine(network, network_size=SIZE, device="cuda", cache=cache, progress=said.append)
+    with pytest.raises(EngineError, match="install onnxruntime-gpu"):
+        engine.prepare(False)
+    assert not cache.entries() and not said
 
 
 @pytest.mark.gpu

@@ -507,6 +507,20 @@ def test_workers_do_not_outlive_a_run_that_is_killed(tmp_path):
     assert not left
 
 
+def test_memory_does_not_grow_with_what_workers_have_answered():
+    from vl4ad_model.evaluation.runner import mapper
+
+    def resident_mb():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+
+    with mapper(2) as map_tasks:
+        answers = map_tasks(np.ones, [1_000_000] * 40)  # 8 MB each
+        assert next(answers).nbytes == 8_000_000
+        before = resident_mb()
+        assert sum(answer.size for answer in answers) == 39_000_000
+        assert resident_mb() - before < 100
+
+
 def test_a_worker_that_is_killed_is_said_and_does_not_hang():
     from vl4ad_model.errors import EvaluationError
     from vl4ad_model.evaluation.runner import mapper

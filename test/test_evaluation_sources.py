@@ -136,6 +136,12 @@ def test_damaged_label_files_are_named(tmp_path, content, message):
         read_label_values(tmp_path / "colour.png")
 
 
+def test_labels_of_one_bit_are_what_they_are(tmp_path):
+    save(tmp_path / "mask.png", LABELS == 1)
+    values = read_label_values(tmp_path / "mask.png")
+    assert np.array_equal(values, (LABELS == 1).astype(np.uint8)) and values.any()
+
+
 def test_folders_that_cannot_be_are_one_clear_line(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("x")

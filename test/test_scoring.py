@@ -330,7 +330,7 @@ def test_maps_are_made_on_the_gpu_and_equal_the_cpus():
     case = {
         "vocabulary": make_vocabulary([2, 3], [0, 0], [1]), "queries": 50, "size": (16, 32), "image": (60, 120),
         "output": (60, 120), "spread": 5.0, "extreme": False, "classifier": "ensemble", "merge": True, "void": True,
-        "some_empty": True, "seed": 1,
+        "some_empty": True, "seed": 1, "tolerance": 0,
     }  # fmt: skip
     proposals, rows, void = build(case)
     settings_ = dict(classifier="ensemble", merge_classes=True, void=void, in_logit_scale=2.0, out_logit_scale=2.5)

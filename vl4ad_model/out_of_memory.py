@@ -10,6 +10,8 @@ _SIGNS = (
     "bad_alloc",
     "cannot allocate memory",
     "alloc_failed",
+    "allocation_failed",  # cuDNN 9
+    "smaller than requested bytes",  # ONNX Runtime's arena
     "failed to allocate memory",  # ONNX Runtime
     "failed to serialize proto",  # protobuf
     "resource temporarily unavailable",  # a thread or a mapping that the system does not grant

@@ -49,13 +49,14 @@ class ScoreMaps(NamedTuple):
     anomaly: Tensor
 
     def on_host(self) -> tuple[np.ndarray, np.ndarray]:
-        """Both maps as arrays; from a GPU side by side through pinned memory, waiting once for the two of them."""
+        """Both maps as arrays of their own; from a GPU side by side through pinned memory, waiting once for the two of them."""
         if not self.labels.is_cuda:
             return self.labels.numpy(), self.anomaly.numpy()
-        # Fresh memory from torch's pool of pinned blocks: the arrays keep it until nobody holds them any more.
         pinned = [torch.empty(each.shape, dtype=each.dtype, pin_memory=True).copy_(each, non_blocking=True) for each in self]
         torch.cuda.current_stream(self.labels.device).synchronize()
-        return pinned[0].numpy(), pinned[1].numpy()
+        # Copied: whoever keeps results would keep the system's page-locked memory, and giving such memory back after a GPU has
+        # failed ends the process.
+        return pinned[0].numpy().copy(), pinned[1].numpy().copy()
 
 
 class RelatedWord(NamedTuple):

@@ -540,8 +540,5 @@ def fit_image(rgb: np.ndarray, size: tuple[int, int], box: tuple[int, int] | Non
         shrinks = size[0] < rgb.shape[0]
         rgb = cv2.resize(rgb, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     if box is not None and size != box:
-        padded = np.empty((*box, 3), np.uint8)
-        padded[:] = pad_value
-        padded[: size[0], : size[1]] = rgb
-        rgb = padded
+        rgb = cv2.copyMakeBorder(rgb, 0, box[0] - size[0], 0, box[1] - size[1], cv2.BORDER_CONSTANT, value=pad_value)
     return rgb

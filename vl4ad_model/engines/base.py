@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch import Tensor
 
     from vl4ad_model.network.proposals import MaskProposals
 
@@ -31,6 +32,19 @@ class BuildProgress(NamedTuple):
 
 
 ProgressCallback = Callable[[BuildProgress], None]
+
+
+def pinned(images: np.ndarray) -> Tensor:
+    """A copy of images (uint8, any shape) in page-locked memory, from where a GPU takes them without anybody waiting.
+
+    NumPy copies them: torch would wake all of its threads for that, which then spin.
+    """
+    import numpy as np
+    import torch
+
+    copied = torch.empty(images.shape, dtype=torch.uint8, pin_memory=True)
+    np.copyto(copied.numpy(), images)
+    return copied
 
 
 class Engine(ABC):

@@ -54,8 +54,8 @@ def measure(
     memory: dict[str, float] = {}
     places: dict[str, str] = {}  # the devices they are on
     for name in names:
-        before = _memory_mb(device)
         try:
+            before = _memory_mb(engines.device_for(name, device=device, precision=precision, network_size=size))
             engine = engines.create(
                 network, engine=name, device=device, precision=precision, network_size=size, model_name=model, threads=threads,
                 progress=progress,
@@ -68,7 +68,7 @@ def measure(
         stages[name] = _stages(engine, backbone, classifier, image)
         memory[name], places[name] = _memory_mb(engine.device) - before, engine.device
         if name == "torch" and engine.device.startswith("cuda"):
-            for how in engines.PRECISIONS:  # what the same network takes as everybody runs it
+            for how in ("fp32", "fp16"):  # what the same network takes as everybody runs it
                 eager = TorchEngine(network, device=engine.device, precision=how, network_size=size, graphs=False)
                 tower = _backbone(network, "torch", engine.device, how, size, threads)
                 places[f"torch eager {how}"] = engine.device

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from vl4ad_model.engines.base import BuildProgress, Engine, ProgressCallback
+from vl4ad_model.engines.base import BuildProgress, Engine, ProgressCallback, pinned
 from vl4ad_model.engines.cache import EngineCache, EngineKey, code_digest, network_digest
 from vl4ad_model.errors import EngineError
 from vl4ad_model.out_of_memory import is_out_of_memory
@@ -249,9 +249,8 @@ class CompiledEngine(Engine):
         count = len(images)
         guide = None
         if self._network.config.colour_tolerance:
-            pixels = torch.from_numpy(images)
-            if self.device.startswith("cuda"):  # scoring takes it along without waiting for the network
-                pixels = pixels.pin_memory()
+            # On a GPU scoring takes it along without waiting for the network.
+            pixels = pinned(images) if self.device.startswith("cuda") else torch.from_numpy(images)
             guide = pixels.permute(0, 3, 1, 2)
         tensors = parts[0] if len(parts) == 1 else [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
         tensors = [tensor[:count] for tensor in tensors]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vl4ad_model.engines.base import pinned
 from vl4ad_model.engines.compiled import CompiledEngine, Reporter
 from vl4ad_model.errors import EngineError
 
@@ -36,7 +37,16 @@ class ONNXRuntimeEngine(CompiledEngine):
         return device == "cpu"  # on CUDA two runs would share one GPU, and need memory for two
 
     def target(self) -> str:
+        self._provider()  # before the export, which may take a minute
         return "any"
+
+    def _provider(self) -> str:
+        import onnxruntime
+
+        provider = _PROVIDERS[self.device.partition(":")[0]]
+        if provider not in onnxruntime.get_available_providers():
+            raise EngineError(f"onnxruntime has no {provider}: install onnxruntime-gpu, or use device cpu")
+        return provider
 
     def compile(self, model: onnx.ModelProto, report: Reporter) -> bytes:
         return model.SerializeToString()
@@ -44,17 +54,15 @@ class ONNXRuntimeEngine(CompiledEngine):
     def load(self, content: bytes) -> _ONNXRunner | BoundRunner:
         import onnxruntime
 
-        kind, _, index = self.device.partition(":")
-        provider = _PROVIDERS[kind]
-        if provider not in onnxruntime.get_available_providers():
-            raise EngineError(f"onnxruntime has no {provider}: install onnxruntime-gpu, or use device cpu")
+        provider = self._provider()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if self.threads:
             options.intra_op_num_threads = self.threads
         # Idle threads that spin take the core from everybody else.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        chosen = (provider, {"device_id": int(index or 0), "use_tf32": 0}) if kind == "cuda" else provider
+        on_gpu = self.device != "cpu"
+        chosen = (provider, {"device_id": _index(self.device), "use_tf32": 0}) if on_gpu else provider
         try:
             # Its own fallback would go on with the CPU, and with pointers into a GPU's memory.
             session = onnxruntime.InferenceSession(content, options, providers=[chosen], enable_fallback=False)
@@ -62,7 +70,15 @@ class ONNXRuntimeEngine(CompiledEngine):
             raise EngineError(f"ONNX Runtime cannot load the network: {str(error).splitlines()[0]}") from None
         if provider not in session.get_providers():  # it falls back to the CPU without a word
             raise EngineError(f"ONNX Runtime cannot use {provider}: its CUDA or cuDNN does not fit this machine")
-        return _ONNXRunner(session) if kind == "cpu" else BoundRunner(session, self.device)
+        return BoundRunner(session, self.device) if on_gpu else _ONNXRunner(session)
+
+
+def _index(device: str) -> int:
+    """The number of a GPU: plain "cuda" is torch's current one, which need not be ONNX Runtime's default."""
+    import torch
+
+    index = torch.device(device).index
+    return torch.cuda.current_device() if index is None else index
 
 
 class _ONNXRunner:
@@ -91,6 +107,7 @@ class BoundRunner:
         import torch
 
         self._session, self._device = session, torch.device(device)
+        self._index = _index(device) if self._device.type == "cuda" else 0
         self._input = session.get_inputs()[0]
         self._outputs = [(value.name, tuple(value.shape), value.type) for value in session.get_outputs()]
 
@@ -98,9 +115,9 @@ class BoundRunner:
         import numpy as np
         import torch
 
-        batch = torch.from_numpy(images).to(self._device)
+        batch = (pinned(images) if self._device.type == "cuda" else torch.from_numpy(images)).to(self._device)
         binding = self._session.io_binding()
-        kind, index = self._device.type, self._device.index or 0
+        kind, index = self._device.type, self._index
         binding.bind_input(self._input.name, kind, index, np.uint8, tuple(batch.shape), batch.data_ptr())
         results = []
         for name, shape, type_name in self._outputs:

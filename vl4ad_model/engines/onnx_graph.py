@@ -99,7 +99,7 @@ def fold(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with float16 weights and arithmetic, but for sums over whole masks, which float16 cannot hold.
+    """The same graph with float16 weights and arithmetic, but for what float16 cannot hold: sums over masks, and places in a map.
 
     Half precision is written into the graph, because strongly typed compilers (TensorRT for RTX) take the types as they are.
     """
@@ -107,7 +107,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnx import TensorProto, numpy_helper
 
     graph = model.graph
-    full, ends = _full_precision(graph)
+    full, ends = (masks | places for masks, places in zip(_mask_means(graph), _sampled_places(graph), strict=True))
     # Resize keeps its scales in float32 whatever it resizes.
     scales = {node.input[2] for node in graph.node if node.op_type == "Resize" and len(node.input) > 2 and node.input[2]}
     floats = {}
@@ -125,8 +125,8 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
             for attribute in node.attribute:
                 if attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                     attribute.i = TensorProto.FLOAT16
-        if inside and node.op_type in _ARITHMETIC:
-            for position, name in enumerate(node.input):
+        if inside and node.op_type in (*_ARITHMETIC, *_MOVES):
+            for position, name in enumerate(node.input if node.op_type in _ARITHMETIC else node.input[:1]):
                 if name in floats and node.op_type != "ReduceSum":
                     node.input[position] = name + "_full"
                     if all(tensor.name != name + "_full" for tensor in graph.initializer):
@@ -149,15 +149,35 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-_ARITHMETIC = ("ReduceSum", "MatMul", "Add", "Div")
-_MOVES = ("Transpose", "Reshape")
+_ARITHMETIC = ("ReduceSum", "MatMul", "Add", "Sub", "Mul", "Div", "GridSample")
+_SUMS = ("ReduceSum", "MatMul", "Add", "Div")
+_MOVES = ("Transpose", "Reshape", "Slice", "Gather", "Squeeze", "Unsqueeze")
 
 
 def _names(values: Any) -> set[str]:
     return {value.name for value in values}
 
 
-def _full_precision(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
+def _sampled_places(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
+    """Where maps are sampled, from the offsets on, which stay float32, and the samples, with which float16 goes on.
+
+    Between -1 and 1 float16 has steps of up to an eighth of a cell of a map that is 256 cells wide.
+    """
+    users: dict[str, list[tuple[Any, int]]] = {}
+    for node in graph.node:
+        for position, name in enumerate(node.input):
+            users.setdefault(name, []).append((node, position))
+    full: set[str] = set()
+    for node in reversed(graph.node):
+        follow = users.get(node.output[0], [])
+        if node.op_type in (*_ARITHMETIC, *_MOVES) and node.op_type != "MatMul" and follow and all(
+            user.output[0] in full or (user.op_type == "GridSample" and position == 1) for user, position in follow
+        ):  # fmt: skip
+            full.add(node.output[0])
+    return full, {node.output[0] for node in graph.node if node.op_type == "GridSample"}
+
+
+def _mask_means(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
     """Tensors of the means over masks that stay float32, and the means themselves, where they end.
 
     A mask of a 1024 x 2048 image has up to 131072 cells, and float16 ends at 65504. The network sums masks in float32 for that
@@ -191,7 +211,7 @@ def _full_precision(graph: onnx.GraphProto) -> tuple[set[str], set[str]]:
             of_share = any(name in shares for name in user.input)
             if (user.op_type == "Div" and user.input[0] not in masks) or (user.op_type == "MatMul" and of_share):
                 ends.add(output)
-            elif output not in full and (user.op_type in _ARITHMETIC or (user.op_type in _MOVES and of_share)):
+            elif output not in full and (user.op_type in _SUMS or (user.op_type in ("Transpose", "Reshape") and of_share)):
                 full.add(output)
                 if user.op_type == "Div" or of_share:
                     shares.add(output)

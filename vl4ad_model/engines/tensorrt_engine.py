@@ -179,6 +179,7 @@ class _TensorRTRunner:
         self._taken = torch.cuda.Event()
 
     def run(self, images: np.ndarray) -> list[Tensor]:
+        import numpy as np
         import torch
 
         from vl4ad_model.engines.onnx_export import OUTPUTS
@@ -186,7 +187,7 @@ class _TensorRTRunner:
         with torch.cuda.device(self._device):
             callers, said = torch.cuda.current_stream(), len(self._logger.errors)
             self._taken.synchronize()  # the pinned buffer must have been read before it is filled again
-            self._pinned.copy_(torch.from_numpy(images))
+            np.copyto(self._pinned.numpy(), images)  # torch would wake all of its threads for that
             # Made on the caller's stream, whose they are: its earlier work on the same memory comes first.
             outputs = {}
             for name in self._outputs:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from vl4ad_model.engines.base import Engine
+from vl4ad_model.engines.base import Engine, pinned
 from vl4ad_model.network.position import used_constants
 
 if TYPE_CHECKING:
@@ -66,11 +66,10 @@ class TorchEngine(Engine):
 
     def propose(self, images: np.ndarray, image_size: tuple[int, int] | None = None, *, pooled: bool = True) -> MaskProposals:
         with self._lock, torch.inference_mode():
-            batch = torch.from_numpy(images)
             if self.device == "cpu":
-                return self._run(batch, image_size, pooled)
+                return self._run(torch.from_numpy(images), image_size, pooled)
             with torch.cuda.device(self.device):
-                batch = batch.pin_memory()
+                batch = pinned(images)
                 recorded = self._recorded(batch, pooled)
                 if recorded is not None:
                     return replace(recorded.run(batch), image_size=image_size or (int(batch.shape[1]), int(batch.shape[2])))
@@ -129,16 +128,34 @@ class _Recorded:
 
 @contextlib.contextmanager
 def without_tf32(device: str) -> Iterator[None]:
-    """On a GPU convolutions in float32 are float32 inside: TF32 keeps ten bits of it."""
-    with contextlib.ExitStack() as stack:
-        if device != "cpu":
+    """On a GPU convolutions in float32 are float32 inside: TF32 keeps ten bits of it.
+
+    The setting is the process's: whoever comes first changes it, and the last one out brings it back.
+    """
+    if device == "cpu":
+        yield
+        return
+    with _tf32_lock:
+        if not _tf32_users:
             try:
-                stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+                _tf32_setting.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
             except RuntimeError:  # the process has used torch's newer settings, which do not go together with these
                 convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-                stack.callback(setattr, convolutions, "fp32_precision", convolutions.fp32_precision)
+                _tf32_setting.callback(setattr, convolutions, "fp32_precision", convolutions.fp32_precision)
                 convolutions.fp32_precision = "ieee"
+        _tf32_users.append(device)
+    try:
         yield
+    finally:
+        with _tf32_lock:
+            _tf32_users.remove(device)
+            if not _tf32_users:
+                _tf32_setting.close()
+
+
+_tf32_lock = threading.Lock()
+_tf32_users: list[str] = []
+_tf32_setting = contextlib.ExitStack()
 
 
 def image_part(network: FCCLIP) -> FCCLIP:

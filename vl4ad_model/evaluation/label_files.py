@@ -107,7 +107,7 @@ def read_label_values(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             if image.mode not in ("L", "P", "1"):
                 raise EvaluationError(f"{path}: labels must be one 8-bit channel, this image has mode {image.mode}")
-            return np.asarray(image.convert("L") if image.mode == "1" else image).astype(np.uint8)
+            return np.asarray(image).astype(np.uint8)
     except FileNotFoundError:
         raise EvaluationError(f"no labels at {path}") from None
     except UnidentifiedImageError:

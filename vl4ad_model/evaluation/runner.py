@@ -268,8 +268,9 @@ def mapper(workers: int) -> Iterator[Mapper]:
     def run(function: Callable[[Any], T], tasks: Sequence[Any]) -> Iterator[T]:
         try:
             with deaf_to_interrupts():  # workers start as tasks are submitted; the parent decides what Ctrl-C means
-                submitted = [pool.submit(function, task) for task in tasks]
-            for done in as_completed(submitted):
+                # In no variable: whoever holds on to the futures holds on to all results.
+                coming = as_completed([pool.submit(function, task) for task in tasks])
+            for done in coming:
                 yield done.result()
         except BrokenProcessPool:
             raise EvaluationError(

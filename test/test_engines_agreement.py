@@ -92,6 +92,23 @@ def test_an_engine_that_is_off_is_named_and_fails_the_command(tmp_path, monkeypa
     assert "onnx: mask logits differ by more than 0.001" in printed
 
 
+def test_an_engine_that_does_not_run_is_one_line(tmp_path, monkeypatch, capsys):
+    from vl4ad_model.engines.onnx_engine import _ONNXRunner
+
+    def broken(self, images):
+        raise RuntimeError("Non-zero status code while running Sub node")
+
+    monkeypatch.setattr(_ONNXRunner, "run", broken)
+    monkeypatch.setenv("VL4AD_CACHE", str(tmp_path / "cache"))
+    options = ["--engines", "onnx", "--size", "64x96", "--every", "16", "--no-float64"]
+    status = cli.run(["benchmark", "agreement", "--images", str(DATA / "evaluation/held_out"), *options])
+    said = capsys.readouterr().err
+    assert status and "engine onnx does not work here: Non-zero status code while running Sub node" in " ".join(
+        said.split()
+    )
+    assert "Traceback" not in said
+
+
 def test_frames_of_a_bag(tmp_path, monkeypatch, capsys):
     options = ["--engines", "onnx", "--size", "64x96", "--every", 6, "--no-float64"]
     status, rows, printed = run(["--bag", DATA / "demo_bag", *options], tmp_path, monkeypatch, capsys)

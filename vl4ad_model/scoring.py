@@ -49,14 +49,16 @@ class ScoreMaps(NamedTuple):
     anomaly: Tensor
 
     def on_host(self) -> tuple[np.ndarray, np.ndarray]:
-        """Both maps as arrays of their own; from a GPU side by side through pinned memory, waiting once for the two of them."""
+        """Both maps as arrays, for a short time; from a GPU side by side through pinned memory, waiting once for the two of them.
+
+        Who keeps arrays from a GPU copies them: they hold the system's page-locked memory, and giving that back after the GPU has
+        failed ends the process.
+        """
         if not self.labels.is_cuda:
             return self.labels.numpy(), self.anomaly.numpy()
         pinned = [torch.empty(each.shape, dtype=each.dtype, pin_memory=True).copy_(each, non_blocking=True) for each in self]
         torch.cuda.current_stream(self.labels.device).synchronize()
-        # Copied: whoever keeps results would keep the system's page-locked memory, and giving such memory back after a GPU has
-        # failed ends the process.
-        return pinned[0].numpy().copy(), pinned[1].numpy().copy()
+        return pinned[0].numpy(), pinned[1].numpy()
 
 
 class RelatedWord(NamedTuple):

@@ -456,7 +456,8 @@ class Segmenter:
                 maps = scorer.score(proposals, words.classifier, scored_size)
                 arrays = [each.on_host() for each in maps]
                 scored = time.perf_counter()
-                resized = [self._finished(labels, anomaly, wanted) for labels, anomaly in arrays]
+                resized = [self._finished(*pair, wanted, copy=each.labels.is_cuda) for pair, each in zip(arrays, maps, strict=True)]
+                del arrays
                 seconds = {
                     "resize": fitted - started + time.perf_counter() - scored,
                     "network": proposed - fitted,
@@ -465,7 +466,10 @@ class Segmenter:
                 results.append([Segmentation(*maps, words.vocabulary, words.version, seconds) for maps in resized])
         return results
 
-    def _finished(self, labels: np.ndarray, anomaly: np.ndarray, wanted: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    def _finished(
+        self, labels: np.ndarray, anomaly: np.ndarray, wanted: tuple[int, int], *, copy: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The maps at the wanted (height, width); `copy` where they are not to be kept as they are."""
         if not np.isfinite(anomaly).all():
             advice = "use precision fp32" if self.precision != "fp32" else "the model's weights are not usable"
             raise EngineError(f"{self.model_name} on engine {self.engine_name} produced non-finite scores: {advice}")
@@ -475,6 +479,8 @@ class Segmenter:
             width_height = (wanted[1], wanted[0])
             labels = cv2.resize(labels, width_height, interpolation=cv2.INTER_NEAREST)
             anomaly = cv2.resize(anomaly, width_height, interpolation=cv2.INTER_LINEAR)
+        elif copy:
+            labels, anomaly = labels.copy(), anomaly.copy()
         return labels, anomaly
 
     @contextlib.contextmanager

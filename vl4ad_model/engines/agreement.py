@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vl4ad_model.errors import EngineError
+from vl4ad_model.errors import EngineError, Vl4adError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -121,7 +121,7 @@ def compare(
         advance: called after every frame.
 
     Raises:
-        EngineError: an engine is not one that can be compared, or cannot be built.
+        EngineError: an engine is not one that can be compared, cannot be built, or does not run.
     """
     import torch
 
@@ -145,7 +145,12 @@ def compare(
             if picture.truth is not None:
                 ranked.append(_ranked(expected.anomaly, picture))
             for name, engine in running.items():
-                ours = engine.propose(images, picture.fitted, pooled=pooled)
+                try:
+                    ours = engine.propose(images, picture.fitted, pooled=pooled)
+                except Vl4adError:
+                    raise
+                except Exception as error:  # a library's own, of any class
+                    raise EngineError(f"engine {name} does not work here: {one_line(error)}") from None
                 if not ours.mask_logits.is_cuda:
                     ours = _full(ours)
                 maps = ScoreMaps(*(each.cpu() for each in scorer.score(ours, classifier)[0]))

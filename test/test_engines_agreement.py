@@ -103,9 +103,7 @@ def test_an_engine_that_does_not_run_is_one_line(tmp_path, monkeypatch, capsys):
     options = ["--engines", "onnx", "--size", "64x96", "--every", "16", "--no-float64"]
     status = cli.run(["benchmark", "agreement", "--images", str(DATA / "evaluation/held_out"), *options])
     said = capsys.readouterr().err
-    assert status and "engine onnx does not work here: Non-zero status code while running Sub node" in " ".join(
-        said.split()
-    )
+    assert status and "engine onnx does not work here: Non-zero status code while running Sub node" in " ".join(said.split())
     assert "Traceback" not in said
 
 

@@ -22,6 +22,19 @@ def test_a_local_ray_gives_the_numbers_of_the_local_run(tmp_path, capfd):
     assert on_ray == local and on_ray["frames"]["evaluated"] == 6
 
 
+def test_workers_in_another_folder_find_what_was_named_by_relative_paths(tmp_path, monkeypatch):
+    from vl4ad_model.evaluation.runner import ModelSettings
+
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    named = ModelSettings(model="mine", vocabulary="words.yaml", ignore_mask="~/mask.png").with_absolute_paths()
+    assert named == ModelSettings(
+        model=str(tmp_path / "mine"), vocabulary=str(tmp_path / "words.yaml"), ignore_mask=str(tmp_path / "mask.png")
+    )
+    assert ModelSettings(model="tiny").with_absolute_paths() == ModelSettings(model="tiny")
+
+
 def test_without_ray_or_a_shared_place_for_the_work_it_is_said(tmp_path, capfd):
     bag = write_bag(tmp_path / "a", scored_messages(small_frames(2)))
     command = ("evaluate", "bag", bag, "--score-topic", "/vl4ad/score", "--ray", "local")

@@ -133,7 +133,8 @@ def evaluate_bag(
     report: Report = None,
 ) -> None:
     """Run a model over the images of rosbag2 recordings that carry labels, and evaluate what it says."""
-    settings = _settings(track, metrics, threshold, chosen.settings, strict)
+    model = chosen.settings.with_absolute_paths() if ray else chosen.settings
+    settings = _settings(track, metrics, threshold, model, strict)
     if score_topic:
         settings = replace(settings, model=None, hazards=())
     sources = bag_sources(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -140,20 +139,20 @@ def parameters_yaml(result: Calibration, model: ModelSettings, kind: str, alarm_
         if kind == "pixel"
         else f"the share of frames with {alarm_pixels} or more pixels above it"
     )
-    folder = Path(os.path.expanduser(model.model))
+    model = model.with_absolute_paths()  # the node may run in any folder
     parameters: dict[str, Any] = {
         "anomaly_threshold": result.threshold,
-        "model": str(folder.resolve()) if folder.is_dir() else model.model,
+        "model": model.model,
         "merge_classes": model.merge_classes,
         # All words, so that none of another file stays under this threshold; "" is how a parameter file says "no hazard".
         "hazard_prompts": list(model.hazards) or "",
-        "vocabulary_file": _absolute(model.vocabulary),
+        "vocabulary_file": model.vocabulary or "",
         "classifier": model.classifier or "auto",
         "scoring": model.scoring or "auto",
         # Scores change with these, too; [0, 0] is the model's own size.
         "network_size": list(model.network_size or (0, 0)),
         "precision": model.precision,
-        "ignore_mask": _absolute(model.ignore_mask),
+        "ignore_mask": model.ignore_mask or "",
     }
     head = [
         f"# Calibrated on {result.frames} frames of ordinary driving: {what} is at most {result.rate:g}",
@@ -161,11 +160,6 @@ def parameters_yaml(result: Calibration, model: ModelSettings, kind: str, alarm_
         f"# On those frames it is {result.measured:.6g}. The threshold holds for this model, size, precision and these words only.",
     ]
     return "\n".join(head) + "\n" + yaml.safe_dump({node: {"ros__parameters": parameters}}, sort_keys=False, allow_unicode=True)
-
-
-def _absolute(path: str | None) -> str:
-    """Where the node finds the file too, whatever folder it runs in; empty for none."""
-    return str(Path(os.path.expanduser(path)).resolve()) if path else ""
 
 
 def write_parameters(path: Path, text: str) -> None:

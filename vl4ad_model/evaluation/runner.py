@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -62,6 +62,19 @@ class ModelSettings:
         if self.hazards:
             segmenter.vocabulary = segmenter.vocabulary.adding_hazards(self.hazards)
         return segmenter
+
+    def with_absolute_paths(self) -> ModelSettings:
+        """The same for somebody who runs in another folder, such as the node or a machine of a cluster."""
+
+        def absolute(path: str) -> str:
+            return str(Path(os.path.expanduser(path)).resolve())
+
+        return replace(
+            self,
+            model=absolute(self.model) if os.path.isdir(os.path.expanduser(self.model)) else self.model,
+            vocabulary=absolute(self.vocabulary) if self.vocabulary else None,
+            ignore_mask=absolute(self.ignore_mask) if self.ignore_mask else None,
+        )
 
 
 @dataclass(frozen=True)

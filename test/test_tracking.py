@@ -33,6 +33,7 @@ def test_a_thing_that_passes_fast_is_expected_where_it_is_going():
     """From the third image on its boxes do not overlap any more, only the expected ones do."""
     assert set(follow(*([area(left)] for left in (0, 30, 75, 120, 165)))) == {1}
     assert follow([area(0)], [area(45)]) == [1, 2], "without a speed, boxes apart are two things"
+    assert set(follow(*([area(left)] for left in (0, 30, 75, 120, 120)))) == {1}, "it may stop"
 
 
 def test_what_is_missed_for_a_moment_is_not_forgotten_and_what_is_gone_is():
@@ -41,6 +42,7 @@ def test_what_is_missed_for_a_moment_is_not_forgotten_and_what_is_gone_is():
     assert follow([area(50)], *[[]] * gone, [area(50)])[-1] == 2
     assert follow([area(50)], [], [area(50)], step=1.0) == [1, None, 1], "one image, however slow the camera"
     assert follow([area(50)], [], [], [area(50)], step=1.0)[-1] == 2
+    assert set(follow(*[[area(50)]] * 5, step=1.5)) == {1}
 
 
 def test_after_a_pause_and_when_time_goes_back_everything_is_new():

@@ -42,7 +42,7 @@ def test_what_is_missed_for_a_moment_is_not_forgotten_and_what_is_gone_is():
     assert follow([area(50)], *[[]] * gone, [area(50)])[-1] == 2
     assert follow([area(50)], [], [area(50)], step=1.0) == [1, None, 1], "one image, however slow the camera"
     assert follow([area(50)], [], [], [area(50)], step=1.0)[-1] == 2
-    assert set(follow(*[[area(50)]] * 5, step=1.5)) == {1}
+    assert follow(*[[area(50)]] * 3, [], [area(50)], step=1.0)[-1] == 1
 
 
 def test_after_a_pause_and_when_time_goes_back_everything_is_new():

@@ -4,6 +4,14 @@ For recorded drives with labels (images and class labels with the same stamps an
 the areas that the node would list, by the number of images in which a thing must have been seen (`min_hazard_images`): on labelled
 hazards (a fifth of their pixels or more) and elsewhere. Then what the former are called, in each image for itself and followed;
 right for a hazard that no prompt names is no name.
+
+The drives of docs/ros.md are test/data/demo_bag and those of
+
+    vl4ad scenes bag --seconds 20 --seed 910001 --weather clear --hazards "tyre,sofa,cardboard box,ladder" --out clear
+    vl4ad scenes bag --seconds 20 --seed 910002 --weather overcast --hazards "suitcase,traffic cone,dog,wheelbarrow" --out overcast
+    vl4ad scenes bag --seconds 20 --seed 910003 --weather rain --hazards "refrigerator,chair,trash can,bathtub" --out rain
+    vl4ad scenes bag --seconds 20 --seed 910004 --weather dusk --hazards "" --out dusk
+    vl4ad scenes bag --seconds 20 --seed 910005 --weather cloudy --hazards "deer,barrel,rock,table" --out cloudy
 """
 
 from __future__ import annotations

@@ -83,6 +83,8 @@ class Vocabulary:
                 first, other = owner.setdefault(concept.casefold(), (index, title))
                 if first != index:
                     raise VocabularyError(f"{title}: '{concept}' already belongs to {other}")
+                if index >= len(self.classes) and concept.casefold() in names:
+                    raise VocabularyError(f"{title}: '{concept}' is the name of a known class")
 
     # --- making one -----------------------------------------------------------------------------------------------------
 

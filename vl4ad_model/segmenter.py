@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vl4ad_model.choices import CLASSIFIERS, SCORINGS
 from vl4ad_model.errors import EngineError, Vl4adError, VocabularyError
 from vl4ad_model.image_files import MAX_SIDE, check_rgb
 from vl4ad_model.out_of_memory import is_out_of_memory
@@ -295,10 +296,6 @@ class Segmenter:
     def classifier(self) -> str:
         return self._words.classifier_name
 
-    @classifier.setter
-    def classifier(self, name: str) -> None:
-        self.reconfigure(classifier=name)
-
     @property
     def default_scoring(self) -> str:
         """The anomaly score that suits the checkpoint."""
@@ -308,17 +305,9 @@ class Segmenter:
     def scoring(self) -> str:
         return self._words.scoring
 
-    @scoring.setter
-    def scoring(self, name: str) -> None:
-        self.reconfigure(scoring=name)
-
     @property
     def merge_classes(self) -> bool:
         return self._words.merge_classes
-
-    @merge_classes.setter
-    def merge_classes(self, merge: bool) -> None:
-        self.reconfigure(merge_classes=merge)
 
     def reconfigure(
         self,
@@ -502,8 +491,6 @@ class Segmenter:
 
 def _check_choices(classifier: str | None, scoring: str | None) -> None:
     """Names as a person gave them; None is always right."""
-    from vl4ad_model.scoring import CLASSIFIERS, SCORINGS
-
     for what, name, known in (("classifier", classifier, CLASSIFIERS), ("scoring", scoring, SCORINGS)):
         if name is not None and name not in known:
             raise VocabularyError(f"{what} '{name}' is unknown: use {', '.join(known)}")

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vl4ad_model.choices import CLASSIFIERS, SCORINGS
 from vl4ad_model.detections import MIN_AREA
 from vl4ad_model.engines import ENGINES, PRECISIONS
 from vl4ad_model.errors import Vl4adError, VocabularyError, did_you_mean
@@ -56,8 +57,6 @@ class ParameterSpec:
 
 
 AUTOMATIC = "auto"
-CLASSIFIERS = (AUTOMATIC, "in_vocabulary", "out_of_vocabulary", "ensemble")
-SCORINGS = (AUTOMATIC, "max", "normalized")
 
 SPECS: tuple[ParameterSpec, ...] = (
     ParameterSpec(
@@ -72,14 +71,14 @@ SPECS: tuple[ParameterSpec, ...] = (
         "classifier",
         AUTOMATIC,
         "Which branch classifies masks; auto = what the model was made for.",
-        choices=CLASSIFIERS,
+        choices=(AUTOMATIC, *CLASSIFIERS),
     ),
     ParameterSpec(
         "scoring",
         AUTOMATIC,
         "Anomaly score: max is VL4AD's, 1 - the largest p of a known class; normalized is the part of the masks' confidence at a "
         "pixel that goes to no known class; auto = what suits the model.",
-        choices=SCORINGS,
+        choices=(AUTOMATIC, *SCORINGS),
     ),
     ParameterSpec(
         "anomaly_threshold",

@@ -88,6 +88,7 @@ class Segmenter:
         merge_classes: bool = True,
         scoring: str | None = None,
         parallel: int = 1,
+        first_version: int = 1,
     ) -> None:
         from vl4ad_model.scoring import Scorer
 
@@ -101,7 +102,7 @@ class Segmenter:
             self._idle.put(scorer)
         config = network.config
         self._words = self._prepare(
-            vocabulary, classifier or config.classifier, merge_classes, scoring or config.scoring, version=1
+            vocabulary, classifier or config.classifier, merge_classes, scoring or config.scoring, version=first_version
         )
 
     @classmethod
@@ -121,6 +122,7 @@ class Segmenter:
         threads: int | None = None,
         background: bool = False,
         parallel: int = 1,
+        first_version: int = 1,
         progress: ProgressCallback | None = None,
         words_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Segmenter:
@@ -142,6 +144,7 @@ class Segmenter:
             background: do not wait for an engine that must be compiled first; PyTorch serves meanwhile.
             parallel: images that threads may segment at once. OpenVINO and ONNX Runtime share the CPU among them; other engines
                 take one after another, and only what is done before and after overlaps.
+            first_version: the vocabulary version to begin with.
             progress: called with `BuildProgress` while an engine is compiled.
             words_progress: told how many of how many new concepts are encoded, now and whenever words change.
 
@@ -194,7 +197,7 @@ class Segmenter:
         try:
             return cls(
                 network, running, text, vocabulary, model_name=files.name, notice=files.notice,
-                classifier=classifier, merge_classes=merge_classes, scoring=scoring, parallel=parallel,
+                classifier=classifier, merge_classes=merge_classes, scoring=scoring, parallel=parallel, first_version=first_version,
             )  # fmt: skip
         except BaseException:
             running.close()

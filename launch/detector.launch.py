@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 from ament_index_python.packages import PackageNotFoundError, get_package_prefix, get_package_share_directory
 from launch.actions import DeclareLaunchArgument, LogInfo, OpaqueFunction
+from launch.logging import launch_config
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
@@ -101,7 +102,7 @@ def _actions(context: LaunchContext) -> list:
 
 def _layout(committed: Path, namespace: str, cameras: list[str]) -> str:
     """One that shows the topics of this detector."""
-    folder = Path(tempfile.mkdtemp(prefix="vl4ad-layout-")) if namespace or cameras else committed.parent
+    folder = _new_folder("vl4ad-layout-") if namespace or cameras else committed.parent
     return str(viewer_layouts.layout_for(committed, folder, namespace=namespace, cameras=cameras))
 
 
@@ -127,10 +128,15 @@ def _winning(given: dict, namespace: str) -> list[str]:
     if not given:
         return []
     node = "/".join(["", *filter(None, namespace.split("/")), "vl4ad_detector"])
-    path = Path(tempfile.mkdtemp(prefix="vl4ad-arguments-")) / "arguments.yaml"
+    path = _new_folder("vl4ad-arguments-") / "arguments.yaml"
     # One after the other: rcl reads no anchors, which a dump of both at once would have.
     path.write_text("".join(yaml.safe_dump({name: {"ros__parameters": given}}) for name in ("/**", node)), encoding="utf-8")
     return [str(path)]
+
+
+def _new_folder(prefix: str) -> Path:
+    """Beside this launch's logs: kept, and cleared away, with them."""
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=launch_config.log_dir))
 
 
 def _files(text: str) -> list[Path]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
-from contextlib import contextmanager
+import threading
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -37,3 +38,39 @@ def running_detector(settings=None, *, client=None, connect=True, **process_argu
             if connect:
                 user.wait_until_connected()
             yield detector, user
+
+
+@contextmanager
+def detector_here(settings=None):
+    """An active node in this process, where a test can make something fail, and a client of it."""
+    import rclpy
+    from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+    from rclpy.parameter import Parameter
+
+    from vl4ad_ros.detector_client import DetectorClient
+    from vl4ad_ros.detector_node import DetectorNode
+
+    domain, context = new_domain(), rclpy.Context()
+    rclpy.init(context=context, domain_id=domain)
+    given = [Parameter(name, value=value) for name, value in {**SMALL, **(settings or {})}.items()]
+    node = DetectorNode(context=context, parameter_overrides=given)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+
+    def spin():
+        with suppress(ExternalShutdownException):
+            executor.spin()
+
+    spinning = threading.Thread(target=spin, daemon=True)
+    try:
+        node.trigger_configure()
+        node.trigger_activate()
+        spinning.start()
+        with DetectorClient(domain=domain) as user:
+            user.wait_until_connected()
+            yield spinning, user
+    finally:
+        context.try_shutdown()
+        spinning.join(10)
+        node.stop_threads()
+        node.destroy_node()

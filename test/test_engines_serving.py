@@ -199,6 +199,26 @@ def test_what_stood_in_is_let_go_of_and_made_again_when_needed(network, tmp_path
     assert len(made) == 2 and engine.name == "torch"
 
 
+def test_to_ask_what_runs_makes_no_engine_and_never_fails(network, tmp_path, picture, monkeypatch):
+    """Diagnostics ask once a second, whatever has happened."""
+    asked = []
+
+    def none_left():
+        asked.append(1)
+        raise MemoryError("not enough memory")
+
+    monkeypatch.setattr(ONNXRuntimeEngine, "load", lambda self, content: 1 / 0)
+    engine = ServingEngine(onnx(network, EngineCache(tmp_path)), [none_left], reason="", background=True)
+    assert (engine.name, engine.device, engine.precision) == ("torch", "cpu", "fp32") and not asked
+    assert engine.reason == "torch serves while onnx is built"
+    engine = ServingEngine(onnx(network, EngineCache(tmp_path)), [none_left], reason="")
+    with pytest.raises(MemoryError):
+        engine.propose(picture, pooled=False)
+    with pytest.raises(EngineError, match="no engine is left"):
+        engine.propose(picture, pooled=False)
+    assert (engine.name, engine.device, engine.precision) == ("torch", "cpu", "fp32") and "division by zero" in engine.reason
+
+
 def test_a_whole_file_that_the_library_refuses_is_built_again(network, tmp_path, picture, caplog):
     cache = EngineCache(tmp_path)
     first = onnx(network, cache)

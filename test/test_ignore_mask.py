@@ -33,6 +33,8 @@ def test_what_is_white_becomes_void_and_ordinary_at_any_size_and_the_rest_stays(
     assert (changed.labels[72:] == 255).all() and (changed.anomaly[72:] == 0).all()
     assert (changed.labels[:72] == labels[:72]).all() and (changed.anomaly[:72] == np.float32(0.7)).all()
     assert (result.labels == labels).all() and (result.anomaly == np.float32(0.7)).all(), "the input is left alone"
+    mask.paint_out(result)
+    assert (result.labels == changed.labels).all() and (result.anomaly == changed.anomaly).all()
     assert mask.share == 0.25
     assert mask.complaint((720, 1200)) == "" and "640x384 but images are 640x480: it is stretched" in mask.complaint((480, 640))
 
@@ -212,6 +214,7 @@ def test_the_node_ignores_it_per_camera_and_says_so(tmp_path):
         assert f"50% of the image ({right})" in detector.log
         shown = left.wait_for(lambda c: c.diagnostics.get("vl4ad_detector: detector", {}).get("ignored", "").count("50.0%") == 2)
         assert shown, left.collected.diagnostics
+        assert left.wait_for(lambda c: float(c.diagnostics.get("vl4ad_detector: left", {}).get("ignore p50 (ms)", 0)) > 0)
 
         # A file that changed is read when the same name is set again; one that is no mask is refused and the old one stays.
         mask_file(tmp_path / "left.png", slice(0, 60), shape=(120, 160))

@@ -118,6 +118,13 @@ def test_bad_compressed_images_say_why(picture):
             decode_compressed(data, image_format)
 
 
+def test_a_whole_jpeg_in_a_larger_buffer_is_whole_and_one_that_is_cut_off_is_not(picture):
+    jpeg = _encode(np.tile(picture, (4, 4, 1)), "JPEG")
+    assert np.array_equal(decode_compressed(jpeg + bytes(5000), "jpeg"), decode_compressed(jpeg, "jpeg"))
+    with pytest.raises(ImageError, match="cut off"):
+        decode_compressed(jpeg[:-100] + bytes(5000), "jpeg")
+
+
 def test_a_bayer_camera_compressed_as_it_is_comes_out_in_colour():
     """ROS's compressed_image_transport leaves Bayer mosaics unconverted and says so in the format."""
     red = np.zeros((32, 48), np.uint8)

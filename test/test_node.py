@@ -13,7 +13,7 @@ from PIL import Image as PillowImage
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from builtin_interfaces.msg import Time
-from ros_fixtures import SMALL, new_domain, picture, running_detector
+from ros_fixtures import SMALL, detector_here, new_domain, picture, running_detector
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
@@ -259,6 +259,14 @@ def test_a_vocabulary_file_can_be_changed_reloaded_and_lost(user, tmp_path):
     successful, said = user.reload_vocabulary()
     assert successful and "3 classes and 1 hazards" in said
     assert hazards_of(words_of(user, lambda content: content["vocabulary"] == "second")) == ["ladder"]
+    # Setting it again reads it again; what says the same is no change.
+    file.write_text("name: again\nclasses: [ground, wall, sky]\nhazards: [ladder]\n")
+    assert user.set_parameter("vocabulary_file", str(file)) == (True, "")
+    version = words_of(user, lambda content: content["vocabulary"] == "again")["version"]
+    file.write_text("name: second\nclasses: [ground, wall, sky]\nhazards: [ladder]\n")
+    for _ in range(3):
+        assert user.set_parameter("vocabulary_file", str(file)) == (True, "")
+    assert words_of(user, lambda content: content["vocabulary"] == "second")["version"] == version + 1
     # An editor that is in the middle of it: other words change, the file's own stay as they were read.
     file.write_text("name: third\nclasses: [ground, {name: wall\n")
     assert user.set_parameter("hazard_prompts", ["bollard"]) == (True, "")
@@ -282,6 +290,47 @@ def test_several_values_change_as_one(user):
     successful, _ = user.set_parameters_together({"merge_classes": True, "hazard_prompts": ["car"]})
     assert not successful and user.get_parameter("merge_classes") is False
     assert user.set_parameter("merge_classes", True)[0]
+
+
+def test_versions_go_on_over_every_state_and_so_does_what_was_seen_before_them():
+    def activated(condition):
+        came = len(user.collected.labels)
+        assert user.change_state("activate")
+        return words_of(user, lambda content: len(user.collected.labels) > came and condition(content))
+
+    with running_detector(client={"topics": ("segmentation",)}) as (_, user):
+        first = words_of(user, lambda content: True)
+        assert first["after"] == {"": None}
+        stamp = answered(user, picture()).header.stamp
+        seen = {"": {"sec": stamp.sec, "nanosec": stamp.nanosec}}
+        assert user.change_state("deactivate") and user.set_parameter("hazard_prompts", ["tyre"])[0]
+        second = activated(hazards_of)
+        assert (second["version"], second["after"]) == (first["version"] + 1, seen)
+        # The same words again: they began when they began.
+        answered(user, picture())
+        assert user.change_state("deactivate") and activated(hazards_of) == second
+        assert user.change_state("deactivate") and user.change_state("cleanup") and user.change_state("configure")
+        third = activated(hazards_of)
+        assert (third["version"], third["after"]) == (second["version"] + 1, {"": None})
+
+
+def test_words_that_fail_after_all_are_a_warning_until_others_are_in_use(monkeypatch):
+    from vl4ad_model.segmenter import Segmenter
+
+    def fail(self, **_):
+        raise RuntimeError("not enough\nmemory")
+
+    status = "vl4ad_detector: detector"
+    with detector_here() as (_, user):
+        with monkeypatch.context() as patch:
+            patch.setattr(Segmenter, "reconfigure", fail)
+            assert user.set_parameter("hazard_prompts", ["tyre"]) == (True, "")
+            warned = (1, "the words that were set last are not in use: not enough memory")
+            assert user.wait_for(lambda c: c.messages.get(status) == warned, 20), user.collected.messages
+            assert not hazards_of(user.collected.labels[-1].content) and answered(user, picture())
+        assert user.set_parameter("hazard_prompts", ["tyre"]) == (True, "")
+        assert words_of(user, hazards_of)
+        assert user.wait_for(lambda c: c.messages[status] == (0, "active"), 20), user.collected.messages
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------------
@@ -363,6 +412,20 @@ def test_a_model_without_its_weights_is_a_warning(tmp_path):
         status = "vl4ad_detector: detector"
         assert user.wait_for(lambda c: "UNTRAINED" in c.messages.get(status, ("", ""))[1], 20), user.collected.messages
         assert "UNTRAINED" in user.collected.diagnostics[status]["model notice"]
+
+
+def test_a_state_that_cannot_be_told_is_an_error_and_the_node_goes_on(monkeypatch):
+    from vl4ad_model.segmenter import Segmenter
+
+    status = "vl4ad_detector: detector"
+    with detector_here() as (spinning, user):
+        assert user.wait_for(lambda c: c.messages.get(status) == (0, "active"), 20), user.collected.messages
+        with monkeypatch.context() as patch:
+            patch.setattr(Segmenter, "engine_reason", property(lambda self: 1 / 0))
+            error = (2, "the state cannot be told: ZeroDivisionError: division by zero")
+            assert user.wait_for(lambda c: c.messages[status] == error, 20), user.collected.messages
+        assert user.wait_for(lambda c: c.messages[status] == (0, "active"), 20)
+        assert answered(user, picture()) and spinning.is_alive()
 
 
 def test_diagnostics_tell_rates_latency_model_engine_and_words(user):

@@ -213,6 +213,21 @@ def test_a_detector_does_not_outlive_the_program_that_started_it(tmp_path):
         time.sleep(0.1)
 
 
+def test_a_detector_outlives_the_thread_that_started_it():
+    begun = []
+
+    def begin():
+        begun.append(DetectorProcess({**SMALL, "autostart": False, "hazard_promts": ["tyre"]}, domain=new_domain()))
+        begun[0].wait_until_said("did you mean 'hazard_prompts'", timeout=60)
+
+    starter = threading.Thread(target=begin)
+    starter.start()
+    starter.join()
+    with begun[0] as detector:
+        time.sleep(1.5)
+        assert detector.process.poll() is None, said_of(detector)
+
+
 @pytest.mark.slow
 def test_twenty_lives_leak_nothing():
     domain = new_domain()
@@ -275,6 +290,9 @@ def test_an_empty_list_at_the_start_is_no_hazard_one_camera_and_the_default_size
         ({"engine": "fastest"}, "engine 'fastest' is unknown"),
         ({"cameras": ["front left"]}, "is no ROS name"),
         ({"network_size": [100, 100]}, "network_size is [height, width] in pixels, multiples of 32"),
+        ({"network_size": 384}, "network_size is [height, width] in pixels, multiples of 32, or [0, 0], not 384"),
+        ({"cameras": True}, "cameras is a list of names, \"['front', 'left']\", but True is bool"),
+        ({"cameras": ["c" * 300]}, "has 300 characters, at most 100 are allowed"),
         ({"anomaly_threshold": 1e9}, "anomaly_threshold"),
         ({"parallel_images": 0}, "parallel_images must be 1 to 16, not 0"),
         ({"image_transport": "theora"}, "raw, compressed"),

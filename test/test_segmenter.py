@@ -57,7 +57,7 @@ def test_bad_words_are_refused_and_the_old_ones_stay(segmenter):
     with pytest.raises(VocabularyError):
         segmenter.reconfigure(vocabulary=words.with_hazards(["word " * 39]), classifier="in_vocabulary")
     with pytest.raises(VocabularyError, match="classifier 'best' is unknown"):
-        segmenter.classifier = "best"
+        segmenter.reconfigure(classifier="best")
     assert segmenter.vocabulary is words and segmenter.vocabulary_version == version
 
 
@@ -102,25 +102,25 @@ def test_either_score_suits_the_same_labels_and_the_checkpoint_says_which(segmen
     assert segmenter.scoring == segmenter.default_scoring == "normalized"
     normalized = segmenter.segment(street)
     try:
-        segmenter.scoring = "max"
+        segmenter.reconfigure(scoring="max")
         largest = segmenter.segment(street)
     finally:
-        segmenter.scoring = "normalized"
+        segmenter.reconfigure(scoring="normalized")
     assert np.array_equal(normalized.labels, largest.labels)
     assert largest.vocabulary_version == normalized.vocabulary_version + 1
     assert normalized.anomaly.min() >= 0 and normalized.anomaly.max() <= 1
     with pytest.raises(VocabularyError, match="scoring 'best' is unknown: use max, normalized"):
-        segmenter.scoring = "best"
+        segmenter.reconfigure(scoring="best")
 
 
 def test_the_borders_of_an_ordinary_street_are_dark_in_the_normalized_score(segmenter):
     image = read_rgb(sorted((ROOT / "test/data/evaluation/quiet/images").iterdir())[0])
     normalized = segmenter.segment(image)
-    segmenter.scoring = "max"
+    segmenter.reconfigure(scoring="max")
     try:
         largest = segmenter.segment(image)
     finally:
-        segmenter.scoring = "normalized"
+        segmenter.reconfigure(scoring="normalized")
     labels = normalized.labels.astype(int)
     border = np.zeros(labels.shape, bool)
     border[:, 1:] |= labels[:, 1:] != labels[:, :-1]

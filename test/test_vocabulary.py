@@ -91,6 +91,14 @@ def test_a_bad_hazard_prompt_is_refused_with_the_reason(prompts, reason):
     assert reason in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_hazard_never_has_the_name_of_a_class_even_where_that_stands_for_other_concepts(tmp_path):
+    (tmp_path / "words.yaml").write_text(
+        "classes: [road, {name: Barrier, concepts: [guard rail, fence]}, {name: wall, concepts: [barrier]}]"
+    )
+    with pytest.raises(VocabularyError, match="hazard 'tyre': 'Wall' is the name of a known class"):
+        Vocabulary.from_yaml(tmp_path / "words.yaml").with_hazards(["tyre|Wall"])
+
+
 def test_words_of_any_language_are_welcome():
     assert Vocabulary.cityscapes().with_hazards(["Kühlschrank|冷蔵庫"]).names[19] == "Kühlschrank"
 

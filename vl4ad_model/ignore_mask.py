@@ -85,11 +85,15 @@ class IgnoreMask:
 
     def apply(self, result: Segmentation) -> Segmentation:
         """The same with the ignored part void and ordinary."""
+        copy = dataclasses.replace(result, labels=result.labels.copy(), anomaly=result.anomaly.copy())
+        self.paint_out(copy)
+        return copy
+
+    def paint_out(self, result: Segmentation) -> None:
+        """As `apply`, in the result's own maps: only where nobody else holds them."""
         ignored = self.at(result.labels.shape)  # type: ignore[arg-type]
-        labels, anomaly = result.labels.copy(), result.anomaly.copy()
-        np.putmask(labels, ignored, np.uint8(VOID_ID))
-        np.putmask(anomaly, ignored, np.float32(0))
-        return dataclasses.replace(result, labels=labels, anomaly=anomaly)
+        np.putmask(result.labels, ignored, np.uint8(VOID_ID))
+        np.putmask(result.anomaly, ignored, np.float32(0))
 
 
 def _is_white(image: Picture) -> np.ndarray:

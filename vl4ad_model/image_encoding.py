@@ -161,8 +161,10 @@ def decode_compressed(data: Bytes, image_format: str = "") -> np.ndarray:
         raise ImageError(f"compressed image claims more than {MAX_SIDE}x{MAX_SIDE} pixels") from None
     except Exception:
         raise ImageError(f"compressed image ({raw.size} bytes, format '{image_format:.60}') is no image that can be read") from None
-    # libjpeg fills what is missing with grey and says nothing; the end marker tells.
-    if kind == "JPEG" and b"\xff\xd9" not in raw[-1024:].tobytes():
+    # libjpeg fills what is missing with grey and says nothing; the end marker tells. Some drivers send their whole buffer, filled
+    # up with zeros.
+    end = b"\xff\xd9"
+    if kind == "JPEG" and end not in raw[-1024:].tobytes() and end not in raw.tobytes().rstrip(b"\0")[-1024:]:
         raise ImageError(f"JPEG of {raw.size} bytes is cut off (no end marker)")
     mosaic = image_format.split(";")[0].strip()
     if mosaic.startswith("bayer_"):

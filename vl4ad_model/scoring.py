@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vl4ad_model import native_scoring, triton_scoring
+from vl4ad_model.choices import CLASSIFIERS, SCORINGS
 from vl4ad_model.network.proposals import MaskProposals
 from vl4ad_model.network.upsampling import STRIDE, Guide, blend_cells, cell_colours, nearest_cells, weights_by_colour
 from vl4ad_model.out_of_memory import is_out_of_memory
@@ -30,8 +31,6 @@ from vl4ad_model.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
-CLASSIFIERS = ("in_vocabulary", "out_of_vocabulary", "ensemble")
-SCORINGS = ("max", "normalized")
 UNCLAIMED = 0.1
 """What a pixel that no mask claims weighs in the normalized score: there it is 1, and 0 / 0 nowhere."""
 MAX_LOGIT_SCALE = 100.0

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vl4ad_model.choices import CLASSIFIERS, SCORINGS
 from vl4ad_model.errors import EngineError, Vl4adError, VocabularyError
 from vl4ad_model.image_files import MAX_SIDE, check_rgb
 from vl4ad_model.out_of_memory import is_out_of_memory
@@ -87,6 +88,7 @@ class Segmenter:
         merge_classes: bool = True,
         scoring: str | None = None,
         parallel: int = 1,
+        first_version: int = 1,
     ) -> None:
         from vl4ad_model.scoring import Scorer
 
@@ -100,7 +102,7 @@ class Segmenter:
             self._idle.put(scorer)
         config = network.config
         self._words = self._prepare(
-            vocabulary, classifier or config.classifier, merge_classes, scoring or config.scoring, version=1
+            vocabulary, classifier or config.classifier, merge_classes, scoring or config.scoring, version=first_version
         )
 
     @classmethod
@@ -120,6 +122,7 @@ class Segmenter:
         threads: int | None = None,
         background: bool = False,
         parallel: int = 1,
+        first_version: int = 1,
         progress: ProgressCallback | None = None,
         words_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Segmenter:
@@ -141,6 +144,7 @@ class Segmenter:
             background: do not wait for an engine that must be compiled first; PyTorch serves meanwhile.
             parallel: images that threads may segment at once. OpenVINO and ONNX Runtime share the CPU among them; other engines
                 take one after another, and only what is done before and after overlaps.
+            first_version: the vocabulary version to begin with.
             progress: called with `BuildProgress` while an engine is compiled.
             words_progress: told how many of how many new concepts are encoded, now and whenever words change.
 
@@ -193,7 +197,7 @@ class Segmenter:
         try:
             return cls(
                 network, running, text, vocabulary, model_name=files.name, notice=files.notice,
-                classifier=classifier, merge_classes=merge_classes, scoring=scoring, parallel=parallel,
+                classifier=classifier, merge_classes=merge_classes, scoring=scoring, parallel=parallel, first_version=first_version,
             )  # fmt: skip
         except BaseException:
             running.close()
@@ -295,10 +299,6 @@ class Segmenter:
     def classifier(self) -> str:
         return self._words.classifier_name
 
-    @classifier.setter
-    def classifier(self, name: str) -> None:
-        self.reconfigure(classifier=name)
-
     @property
     def default_scoring(self) -> str:
         """The anomaly score that suits the checkpoint."""
@@ -308,17 +308,9 @@ class Segmenter:
     def scoring(self) -> str:
         return self._words.scoring
 
-    @scoring.setter
-    def scoring(self, name: str) -> None:
-        self.reconfigure(scoring=name)
-
     @property
     def merge_classes(self) -> bool:
         return self._words.merge_classes
-
-    @merge_classes.setter
-    def merge_classes(self, merge: bool) -> None:
-        self.reconfigure(merge_classes=merge)
 
     def reconfigure(
         self,
@@ -508,8 +500,6 @@ class Segmenter:
 
 def _check_choices(classifier: str | None, scoring: str | None) -> None:
     """Names as a person gave them; None is always right."""
-    from vl4ad_model.scoring import CLASSIFIERS, SCORINGS
-
     for what, name, known in (("classifier", classifier, CLASSIFIERS), ("scoring", scoring, SCORINGS)):
         if name is not None and name not in known:
             raise VocabularyError(f"{what} '{name}' is unknown: use {', '.join(known)}")

@@ -81,7 +81,7 @@ def overlay(rgb: np.ndarray, result: Segmentation, *, label_opacity: float = 0.4
         named = (result.labels >= known) & (result.labels < known + result.vocabulary.hazard_count)
         levels[named] = 0
         strong = cv2.addWeighted(rgb, 1 - _HAZARD_OPACITY, colors, _HAZARD_OPACITY, 0)
-        tinted[named] = strong[named]
+        cv2.copyTo(strong, named.view(np.uint8), tinted)
     cover, glow = _glow_tables()
     left = cv2.cvtColor(cv2.LUT(levels, 255 - cover), cv2.COLOR_GRAY2RGB)
     mixed = cv2.add(cv2.multiply(tinted, left, scale=1 / 255), cv2.LUT(cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB), glow))

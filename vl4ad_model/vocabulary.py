@@ -5,7 +5,6 @@ from __future__ import annotations
 import colorsys
 import dataclasses
 import os
-import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vl4ad_model.errors import VocabularyError, did_you_mean
+from vl4ad_model.shared_files import shared_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +22,6 @@ VOID_ID = 255
 MAX_IDS = 255  # 0..254; 255 is void
 MAX_CONCEPT_CHARACTERS = 200
 MAX_CONCEPTS = 64
-_SHIPPED = "config/vocabularies/cityscapes.yaml"
 
 
 @dataclass(frozen=True)
@@ -83,6 +82,8 @@ class Vocabulary:
                 first, other = owner.setdefault(concept.casefold(), (index, title))
                 if first != index:
                     raise VocabularyError(f"{title}: '{concept}' already belongs to {other}")
+                if index >= len(self.classes) and concept.casefold() in names:
+                    raise VocabularyError(f"{title}: '{concept}' is the name of a known class")
 
     # --- making one -----------------------------------------------------------------------------------------------------
 
@@ -216,15 +217,11 @@ class Vocabulary:
 
 
 def shipped_vocabulary(name: str = "cityscapes") -> Path:
-    """Where a vocabulary of config/vocabularies lies: in the source tree, or in share/ of the installation."""
-    relative = Path("config/vocabularies") / f"{name}.yaml"
-    roots = [Path(__file__).resolve().parents[1], Path(sys.prefix) / "share" / "vl4ad_ros"]
-    # colcon installs to <prefix>/lib/python3.x/site-packages (or dist-packages) beside <prefix>/share
-    roots += [parent / "share" / "vl4ad_ros" for parent in Path(__file__).resolve().parents]
-    for root in roots:
-        if (root / relative).is_file():
-            return root / relative
-    raise VocabularyError(f"the shipped vocabulary '{name}' is missing: reinstall vl4ad_ros, or give a vocabulary file")
+    """Where a vocabulary of config/vocabularies lies."""
+    path = shared_file(f"config/vocabularies/{name}.yaml")
+    if path is None:
+        raise VocabularyError(f"the shipped vocabulary '{name}' is missing: reinstall vl4ad_ros, or give a vocabulary file")
+    return path
 
 
 def _parse_yaml(text: str, title: str) -> Any:

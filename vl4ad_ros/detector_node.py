@@ -92,6 +92,7 @@ class DetectorNode(LifecycleNode):
         self._throttle = diagnostics.Throttle()
         self._last_error = ""
         self._segmenter: Segmenter | None = None
+        self._first_version = 1  # of the words: they go on being counted when the node is configured again
         self._loader: threading.Thread | None = None
         self._worker: NewestFrameWorker | None = None
         self._words: LatestJob | None = None
@@ -99,10 +100,11 @@ class DetectorNode(LifecycleNode):
         # The file as it was last read, and its name: an editor that is not done must not keep other words from changing.
         self._file: tuple[str, Vocabulary] | None = None
         self._threshold = _Threshold(self.settings.anomaly_threshold)
+        self._threshold_change = threading.Lock()  # the executor's thread and the one that encodes words both set it
         self._ignored: dict[str, IgnoreMask] = {}
         self._new_ignored: dict[str, IgnoreMask] = {}  # those of a change that is being checked
         self._encoding = ""  # how far the encoding of new words is
-        self._words_in_use = True  # False when the parameters say words that could not be taken over
+        self._unused_words = ""  # why the words that the parameters say could not be taken over
         self._inputs: list[CameraInput] = []
         self._outputs: dict[str, CameraOutputs] = {}
         self._labels: LabelOutputs | None = None
@@ -174,8 +176,9 @@ class DetectorNode(LifecycleNode):
         self._ignore(settings.read_ignore_masks())
         self.get_logger().info(f"loading model {settings.model}")
         segmenter = self._load(settings)
-        self._segmenter, self._words_in_use = segmenter, True
+        self._segmenter, self._unused_words = segmenter, ""
         self._threshold = _Threshold(settings.anomaly_threshold)
+        self._last_stamp = dict.fromkeys(self.cameras)
         self._labels = LabelOutputs(self)
         self._outputs = {camera: CameraOutputs(self, camera) for camera in self.cameras}
         self._words = LatestJob(on_error=self._words_failed)
@@ -223,6 +226,7 @@ class DetectorNode(LifecycleNode):
                     scoring=settings.scoring_or_none,
                     background=True,
                     parallel=settings.parallel_images,
+                    first_version=self._first_version,
                     progress=self._build_progress,
                     words_progress=self._encoding_progress,
                 )
@@ -268,7 +272,6 @@ class DetectorNode(LifecycleNode):
     def _activate(self) -> None:
         assert self._worker is not None and self._labels is not None
         self._statistics = {camera: diagnostics.CameraStatistics() for camera in self.cameras}
-        self._last_stamp = dict.fromkeys(self.cameras)
         self._labels.forget()
         self._activations += 1
         self._active = True
@@ -298,8 +301,10 @@ class DetectorNode(LifecycleNode):
             outputs.destroy()
         if self._labels is not None:
             self._labels.destroy()
-        if self._segmenter is not None and (self._worker is None or not self._worker.alive):
-            self._segmenter.close()
+        if self._segmenter is not None:
+            self._first_version = self._segmenter.vocabulary_version + 1
+            if self._worker is None or not self._worker.alive:
+                self._segmenter.close()
         self._outputs, self._labels, self._segmenter, self._words, self._worker = {}, None, None, None, None
         gc.collect()
         transport.return_free_memory()
@@ -354,10 +359,13 @@ class DetectorNode(LifecycleNode):
             rgb = images.to_rgb(message)
             decoded = time.perf_counter()
             result = segmenter.segment(rgb, output_size=settings.publish_resolution, words=words)
+            stages = {"decode": decoded - started, **result.seconds}
             if ignored := self._ignored.get(camera):
+                began = time.perf_counter()
                 if complaint := ignored.complaint(rgb.shape[:2]):
                     self._complain(camera, complaint)
-                result = ignored.apply(result)
+                ignored.paint_out(result)  # its maps were made for this image alone
+                stages["ignore"] = time.perf_counter() - began
         except ImageError as error:
             self._reject(camera, str(error))
             return
@@ -384,14 +392,12 @@ class DetectorNode(LifecycleNode):
             self._complain(camera, "the header has no stamp: latency is unknown and outputs cannot be matched to images")
         elif self._time_runs():
             age = self.get_clock().now().nanoseconds * 1e-9 - (stamp.sec + stamp.nanosec * 1e-9)
-        inside = dict(result.seconds)
-        inside.setdefault("network", segmented - decoded)
-        stages = {"decode": decoded - started, **inside, "encode": encoded - segmented, "publish": published - in_turn}
+        stages |= {"encode": encoded - segmented, "publish": published - in_turn}
         kind = getattr(message, "encoding", "") or getattr(message, "format", "")
         statistics.published_one(age, stages, f"{rgb.shape[1]}x{rgb.shape[0]} {kind}")
 
     def _reject(self, camera: str, reason: str) -> None:
-        self._statistics[camera].rejected(_cause(reason), reason)
+        self._statistics[camera].rejected(reason)
         self._complain(camera, f"image rejected: {reason}")
 
     def _complain(self, camera: str, text: str) -> None:
@@ -435,14 +441,16 @@ class DetectorNode(LifecycleNode):
                 if parameter.name in parameters.BY_NAME and parameter.type_ == Parameter.Type.NOT_SET:
                     raise parameters.ParameterError(f"{parameter.name} cannot be deleted")
             settings = parameters.changed(self.settings, {parameter.name: parameter.value for parameter in changes})
-            if not settings.same_words(self.settings):
-                of_file = self._vocabulary_of_file(settings)
+            named = {parameter.name for parameter in changes}
+            if "vocabulary_file" in named or not settings.same_words(self.settings):
+                # A file that is named is read, also where it is the same as before: it may say something else by now.
+                of_file = settings.read_vocabulary() if "vocabulary_file" in named else self._vocabulary_of_file(settings)
                 vocabulary = of_file.adding_hazards(settings.hazard_prompts)
                 if self._segmenter is not None:
                     self._segmenter.check_words(vocabulary, settings.classifier_or_none)
                 self._checked = settings, of_file
-            if any(parameter.name == "ignore_mask" for parameter in changes):
-                self._new_ignored = settings.read_ignore_masks()  # also of the same name: the file may be another by now
+            if "ignore_mask" in named:
+                self._new_ignored = settings.read_ignore_masks()  # likewise
         except Vl4adError as error:
             return SetParametersResult(successful=False, reason=str(error))
         except Exception as error:  # an exception of a callback would end the node
@@ -460,9 +468,10 @@ class DetectorNode(LifecycleNode):
         if any(parameter.name == "ignore_mask" for parameter in changes):
             self._ignore(self._new_ignored)
         checked, self._checked = self._checked, None
-        if not self.settings.same_words(old) or not self._words_in_use:
-            same = checked is not None and checked[0].same_words(self.settings)
-            self._change_words(checked[1] if checked is not None and same else None)
+        of_file = checked[1] if checked is not None and checked[0].same_words(self.settings) else None
+        another = of_file is not None and self._file is not None and of_file != self._file[1]
+        if not self.settings.same_words(old) or self._unused_words or another:
+            self._change_words(of_file)
         elif self.settings.anomaly_threshold != old.anomaly_threshold:
             self._take_threshold()
 
@@ -474,7 +483,8 @@ class DetectorNode(LifecycleNode):
 
     def _take_threshold(self) -> None:
         """At once, whatever the words."""
-        self._threshold = _Threshold(self.settings.anomaly_threshold)
+        with self._threshold_change:
+            self._threshold = _Threshold(self.settings.anomaly_threshold)
         if self._worker is not None:
             self._worker.poke()  # LabelInfo says it, also while no image comes
 
@@ -498,8 +508,9 @@ class DetectorNode(LifecycleNode):
         def change() -> None:
             # One that was set together with these words begins with the first frame that has them.
             upcoming = segmenter.words.version + 1
-            before = self._threshold.for_version(upcoming - 1)
-            self._threshold = _Threshold(self.settings.anomaly_threshold, upcoming, before)
+            with self._threshold_change:
+                before = self._threshold.for_version(upcoming - 1)
+                self._threshold = _Threshold(self.settings.anomaly_threshold, upcoming, before)
             words_of_file = self._vocabulary_of_file(settings) if of_file is None else of_file
             version = segmenter.reconfigure(
                 vocabulary=words_of_file.adding_hazards(settings.hazard_prompts),
@@ -507,7 +518,7 @@ class DetectorNode(LifecycleNode):
                 merge_classes=settings.merge_classes,
                 scoring=settings.scoring_or_none or segmenter.default_scoring,
             )
-            self._words_in_use = True
+            self._unused_words = ""
             hazards = ", ".join(f"'{hazard.prompt}'" for hazard in segmenter.vocabulary.hazards) or "none"
             self.get_logger().info(f"vocabulary version {version}: {segmenter.vocabulary.name}, hazards: {hazards:.500}")
             self._say_unknown_words(segmenter)
@@ -517,7 +528,7 @@ class DetectorNode(LifecycleNode):
 
     def _words_failed(self, error: Exception) -> None:
         self._last_error, self._encoding = str(error), ""
-        self._words_in_use = False
+        self._unused_words = " ".join(str(error).split()) or type(error).__name__
         self._take_threshold()
         self.get_logger().error(
             f"the new words cannot be used, the old ones stay: {error} (set them again, or call ~/reload_vocabulary)"
@@ -543,6 +554,18 @@ class DetectorNode(LifecycleNode):
     # --- diagnostics ------------------------------------------------------------------------------------------------------
 
     def _every_second(self) -> None:
+        try:
+            statuses = self._statuses()
+        except Exception as error:  # one that left a callback would end the node
+            self._last_error = f"{type(error).__name__}: {error}"
+            if self._throttle.allows(_cause(self._last_error)):
+                self.get_logger().error(f"the state cannot be told: {traceback.format_exc()}")
+            said = " ".join(f"the state cannot be told: {self._last_error}".split())
+            statuses = [diagnostics.status(f"{self._full_name}: detector", DiagnosticStatus.ERROR, said, {})]
+        self._publish_diagnostics(statuses)
+
+    def _statuses(self) -> list[DiagnosticStatus]:
+        """Look after the inputs, and say how all goes."""
         problems = {entry.camera: entry.look_after() for entry in self._inputs}
         for camera, problem in problems.items():
             if problem:
@@ -563,7 +586,7 @@ class DetectorNode(LifecycleNode):
                     problems.get(camera, ""),
                 )
             )
-        self._publish_diagnostics(statuses)
+        return statuses
 
     @property
     def _full_name(self) -> str:
@@ -581,6 +604,8 @@ class DetectorNode(LifecycleNode):
             words, trouble = segmenter.words, segmenter.engine_trouble
             if trouble and level == DiagnosticStatus.OK:
                 level, message = DiagnosticStatus.WARN, f"{segmenter.engine_name} serves: {trouble}"
+            if self._unused_words and level == DiagnosticStatus.OK:
+                level, message = DiagnosticStatus.WARN, f"the words that were set last are not in use: {self._unused_words}"
             if "UNTRAINED" in segmenter.notice and level == DiagnosticStatus.OK:
                 level, message = DiagnosticStatus.WARN, segmenter.notice
             values |= {

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import random
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,15 +28,20 @@ END_WITH_PARENT = "VL4AD_END_WITH"
 
 
 def end_with_parent() -> None:
-    """In the detector: have the system send SIGTERM when the process named in the environment is gone (Linux)."""
+    """In the detector: SIGTERM for itself when the process named in the environment is gone.
+
+    Linux would send one by itself (PR_SET_PDEATHSIG), but already when the thread that started the detector ends.
+    """
     parent = os.environ.get(END_WITH_PARENT)
     if not parent:
         return
-    with contextlib.suppress(OSError, AttributeError):
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-        if os.getppid() != int(parent):  # it was faster
-            os.kill(os.getpid(), signal.SIGTERM)
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
 class DetectorProcessError(Vl4adError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ WINDOW_SECONDS = 10.0
 OLD_SECONDS = 1.0
 """Images older than this when published, or from the future by more, are warned of."""
 QUIET_SECONDS = 3.0
-"""No image for this long is warned of."""
+"""No image for this long is warned of, where the camera is no slow one."""
 REPEAT_SECONDS = 30.0
 """The same complaint is logged again after this long."""
 
@@ -24,7 +24,7 @@ REPEAT_SECONDS = 30.0
 def percentile(values: list[float], share: float) -> float:
     """The smallest value that at least `share` of them do not exceed; NaN of none."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else float("nan")
 
 
 class CameraStatistics:
@@ -34,15 +34,16 @@ class CameraStatistics:
         self._lock = threading.Lock()
         self._arrivals: deque[float] = deque()
         self._published: deque[tuple[float, float | None, Mapping[str, float]]] = deque()
-        self._rejections: Counter[str] = Counter()
         self._troubles: deque[tuple[float, str]] = deque()
+        self._heard = False
         self._unwatched_at = -math.inf
-        self.published = self.unwatched = self.failed = 0
+        self.published = self.unwatched = self.failed = self.rejections = 0
         self.last_rejection = ""
         self.image = ""
 
     def arrived(self) -> None:
         with self._lock:
+            self._heard = True
             self._arrivals.append(time.monotonic())
             self._forget()
 
@@ -60,10 +61,10 @@ class CameraStatistics:
             self._published.append((time.monotonic(), age, dict(stages)))
             self._forget()
 
-    def rejected(self, cause: str, reason: str) -> None:
+    def rejected(self, reason: str) -> None:
         """An image that cannot be used."""
         with self._lock:
-            self._rejections[cause] += 1
+            self.rejections += 1
             self.last_rejection = reason
             self._troubles.append((time.monotonic(), reason))
             self._forget()
@@ -99,14 +100,14 @@ class CameraStatistics:
             return CameraSnapshot(
                 rate_in=_rate([*self._arrivals]),
                 rate_out=_rate([when for when, _, _ in self._published]),
-                quiet_for=time.monotonic() - self._arrivals[-1] if self._arrivals else None,
+                heard=self._heard,
                 age_p50=percentile(ages, 0.5),
                 age_p99=percentile(ages, 0.99),
                 stages=stages,
                 published=self.published,
                 unwatched=self.unwatched,
                 failed=self.failed,
-                rejected=sum(self._rejections.values()),
+                rejected=self.rejections,
                 last_rejection=self.last_rejection,
                 image=self.image,
                 troubled=len(self._troubles),
@@ -126,6 +127,7 @@ class CameraSnapshot:
     """The numbers of one camera over the window; counts are since activation. Ages and stages are seconds, rates Hz.
 
     Attributes:
+        heard: an image came since activation; whether one is overdue is said as the topic's problem.
         answered, troubled: images of the window that were published, and that were rejected or failed.
         trouble: the last reason.
         watched: no image was left alone lately because nobody subscribes.
@@ -133,7 +135,7 @@ class CameraSnapshot:
 
     rate_in: float
     rate_out: float
-    quiet_for: float | None
+    heard: bool
     age_p50: float
     age_p99: float
     stages: Mapping[str, float] = field(default_factory=dict)
@@ -181,7 +183,7 @@ def camera_status(name: str, snapshot: CameraSnapshot, counts: Mapping[str, int]
     old = snapshot.age_p50
     if problem:
         level, message = DiagnosticStatus.WARN, problem
-    elif snapshot.quiet_for is None or snapshot.quiet_for > QUIET_SECONDS:
+    elif not snapshot.heard:
         level, message = DiagnosticStatus.WARN, "no images arrive"
     elif snapshot.troubled:
         level = DiagnosticStatus.WARN if snapshot.answered else DiagnosticStatus.ERROR

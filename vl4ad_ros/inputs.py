@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,13 @@ from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import CompressedImage, Image
 
 from vl4ad_ros import transport
+from vl4ad_ros.diagnostics import QUIET_SECONDS
 from vl4ad_ros.parameters import Settings
 
+_FIRST_SECONDS = 5.0
+"""How long a camera's first image may take before anything is said; the interval while only one has come."""
+_MISSED = 3
+"""So many times the interval between the last two images without another is silence."""
 _TYPES = {"sensor_msgs/msg/Image": "raw", "sensor_msgs/msg/CompressedImage": "compressed"}
 
 
@@ -36,19 +42,23 @@ class CameraInput:
         if self._transport == "compressed":
             self.topic += "" if self.topic.endswith("/compressed") else "/compressed"
             self._name = self.topic
-        self._arrived = False
-        self._seconds = 0
         self._subscribe(best_effort=settings.qos_reliability == "best_effort" or (self._automatic and self._offers_best_effort()))
 
     def _subscribe(self, *, best_effort: bool) -> None:
         self._best_effort = best_effort
+        self._last: float | None = None  # when the last image came on this subscription, and how long after the one before
+        self._interval = _FIRST_SECONDS
+        self._alone = self._silent = 0  # seconds without a publisher, and with one but without any image yet
         reliability = ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE
         self._subscription = self._node.create_subscription(
             self._message_type, self._name, self._on_message, QoSProfile(depth=1, reliability=reliability)
         )
 
     def _on_message(self, message: Any) -> None:
-        self._arrived = True
+        now = time.monotonic()
+        if self._last is not None:
+            self._interval = now - self._last
+        self._last = now
         self._receive(self.camera, message)
 
     def _publishers(self) -> list[Any]:
@@ -67,20 +77,27 @@ class CameraInput:
             self._node.get_logger().info(f"{self.topic} is published best effort: subscribing with best effort")
             self._node.destroy_subscription(self._subscription)
             self._subscribe(best_effort=True)
-        if self._arrived:
-            self._arrived = False
-            self._seconds = 0
+        silence = 0.0 if self._last is None else time.monotonic() - self._last
+        if self._last is not None and silence < 1:
+            self._alone = 0
             return ""
-        self._seconds += 1
+        # A slow camera is no silent one: what is long depends on how long it took before.
+        overdue = silence > max(QUIET_SECONDS, _MISSED * self._interval)
+        missing = f"no image came on {self.topic} for {silence:.0f} s" if overdue else ""
         publishers = self._publishers()
-        if not publishers and self._seconds >= 2 and (other := self._other_transport()):
+        self._alone = 0 if publishers else self._alone + 1
+        self._silent = self._silent + 1 if publishers else 0
+        if self._alone >= 2 and (other := self._other_transport()):
             return other
         if not publishers:
             name = f"{self.camera}/image" if self.camera else "image"
             launched = "image:=[/one, /for, /each] beside cameras:=" if self.camera else "image:=/your/topic"
             hint = f"remap with -r {name}:=/your/topic ({launched} in ros2 launch, IMAGE=/your/topic in make run)"
             hint += ", and is ROS_DOMAIN_ID the same?"
-            return "" if self._seconds < 5 else f"no publisher on {self.topic}: {hint}"
+            if self._alone < 5:
+                return missing
+            self._last = None  # whoever publishes next is another camera
+            return f"no publisher on {self.topic}: {hint}"
         others = {each.topic_type for each in publishers} - {_name_of(self._message_type)}
         if others:
             found = sorted(others)[0]
@@ -88,11 +105,11 @@ class CameraInput:
             return f"{self.topic} carries {found}, not {_name_of(self._message_type)}{hint}"
         if not self._best_effort and self._offers_best_effort():
             return f"{self.topic} is published best effort only: start the detector with -p qos_reliability:=auto"
-        if self._seconds >= 3:
+        if self._last is None and self._silent > _FIRST_SECONDS:
             silent = f"{self.topic} has a publisher but no image arrives"
             advice = transport.socket_advice(get_rmw_implementation_identifier(), transport.socket_limit())
             return f"{silent}: {advice or 'large images need the transport profile, see docs/ros.md'}"
-        return ""
+        return missing
 
     def _other_transport(self) -> str:
         """What to say where the camera publishes the other kind of image, on the other topic; empty where it does not."""

@@ -197,6 +197,7 @@ class LabelOutputs:
         if self._types is not None:
             self._label_info = node.create_lifecycle_publisher(self._types.LabelInfo, "~/label_info", LATCHED)
         self._info_of: tuple[int, float] | None = None
+        self._begun: tuple[int, dict[str, Any]] = (0, {})  # a version, and `after` as it was when that was first announced
         self.version = 0
         """The vocabulary version last announced."""
 
@@ -218,10 +219,10 @@ class LabelOutputs:
             self._info_of = (version, threshold)
         if version == self.version:
             return
-        content: dict[str, Any] = {"version": version, "model": model, **vocabulary.to_json_dict()}
-        content["after"] = {
-            camera: None if stamp is None else {"sec": stamp.sec, "nanosec": stamp.nanosec} for camera, stamp in after.items()
-        }
+        if version != self._begun[0]:
+            stamps = {camera: stamp and {"sec": stamp.sec, "nanosec": stamp.nanosec} for camera, stamp in after.items()}
+            self._begun = version, stamps
+        content = {"version": version, "model": model, **vocabulary.to_json_dict(), "after": self._begun[1]}
         self._labels.publish(String(data=json.dumps(content, ensure_ascii=False)))
         self.version = version
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vl4ad_model.choices import CLASSIFIERS, SCORINGS
 from vl4ad_model.detections import MIN_AREA
 from vl4ad_model.engines import ENGINES, PRECISIONS
 from vl4ad_model.errors import Vl4adError, VocabularyError, did_you_mean
@@ -56,8 +57,6 @@ class ParameterSpec:
 
 
 AUTOMATIC = "auto"
-CLASSIFIERS = (AUTOMATIC, "in_vocabulary", "out_of_vocabulary", "ensemble")
-SCORINGS = (AUTOMATIC, "max", "normalized")
 
 SPECS: tuple[ParameterSpec, ...] = (
     ParameterSpec(
@@ -72,14 +71,14 @@ SPECS: tuple[ParameterSpec, ...] = (
         "classifier",
         AUTOMATIC,
         "Which branch classifies masks; auto = what the model was made for.",
-        choices=CLASSIFIERS,
+        choices=(AUTOMATIC, *CLASSIFIERS),
     ),
     ParameterSpec(
         "scoring",
         AUTOMATIC,
         "Anomaly score: max is VL4AD's, 1 - the largest p of a known class; normalized is the part of the masks' confidence at a "
         "pixel that goes to no known class; auto = what suits the model.",
-        choices=SCORINGS,
+        choices=(AUTOMATIC, *SCORINGS),
     ),
     ParameterSpec(
         "anomaly_threshold",
@@ -275,28 +274,38 @@ def checked(name: str, value: Any) -> Any:
 _KINDS = {str: "a string", bool: "true or false", int: "a whole number", float: "a number"}
 
 
+def _items(value: Any) -> list[Any]:
+    """A list, or an array of rclpy's; what is neither as a list of one."""
+    several = isinstance(value, Sequence) and not isinstance(value, str)
+    return list(value) if several or hasattr(value, "tolist") else [value]
+
+
 def _sides(value: Any) -> tuple[int, int] | None:
-    sides = tuple(value)
-    if sides in ((), (0, 0)):
+    sides = _items(value)
+    if sides in ([], [0, 0]):
         return None
+    given = sides[0] if len(sides) == 1 else sides
     if len(sides) != 2 or not all(isinstance(side, int) and 0 < side <= 16384 and side % 32 == 0 for side in sides):
-        raise ParameterError(f"network_size is [height, width] in pixels, multiples of 32, or [0, 0], not {list(sides)!r:.60}")
+        raise ParameterError(f"network_size is [height, width] in pixels, multiples of 32, or [0, 0], not {given!r:.60}")
     return sides[0], sides[1]
 
 
 _CAMERA_NAME = re.compile(r"[A-Za-z_]\w*(/[A-Za-z_]\w*)*", re.ASCII)
+_CAMERA_CHARACTERS = 100
+"""A topic has 247 at most, with the namespace and what is published."""
 
 
 def _camera_names(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = [value]
-    names = [str(name).strip().strip("/") for name in value]
-    names = [name for name in names if name]
+    given = _items(value)
+    for name in given:
+        if not isinstance(name, str):
+            raise ParameterError(f"cameras is a list of names, \"['front', 'left']\", but {name!r:.40} is {type(name).__name__}")
+    names = [name for name in (each.strip().strip("/") for each in given) if name]
     for name in names:
-        if not all(
-            part and part.replace("_", "a").isalnum() and part.isascii() and not part[0].isdigit() for part in name.split("/")
-        ):
+        if not _CAMERA_NAME.fullmatch(name):
             raise ParameterError(f"camera '{name:.40}' is no ROS name: letters, digits, _ and / only")
+        if len(name) > _CAMERA_CHARACTERS:
+            raise ParameterError(f"camera '{name:.40}...' has {len(name)} characters, at most {_CAMERA_CHARACTERS} are allowed")
         if names.count(name) > 1:
             raise ParameterError(f"camera '{name}' is listed twice")
     return tuple(names)

@@ -14,6 +14,8 @@ import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 
+from vl4ad_model.shared_files import shared_file
+
 PROFILE = Path("config/fastdds_large_images.xml")
 SWITCH = "VL4AD_LARGE_IMAGES"
 """Set to 0 to leave a process's transport as it is."""
@@ -30,14 +32,6 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 31),
     "MALLOC_TOP_PAD_": str(64 << 20),
 }
-
-
-def shared_file(relative: Path | str) -> Path | None:
-    """A file of this package: in the source tree, or in share/ of the installation (pip or colcon)."""
-    here = Path(__file__).resolve()
-    roots = [here.parents[1], Path(sys.prefix) / "share" / "vl4ad_ros"]
-    roots += [parent / "share" / "vl4ad_ros" for parent in here.parents]
-    return next((root / relative for root in roots if (root / relative).is_file()), None)
 
 
 def profile_variables(environment: MutableMapping[str, str]) -> tuple[str, ...]:

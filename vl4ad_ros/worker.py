@@ -19,13 +19,11 @@ class FrameCounts:
 
     Attributes:
         received: handed in.
-        taken: given to the work function.
         dropped: replaced by a newer one while the thread was busy.
         limited: replaced by a newer one while waiting for the rate limit.
     """
 
     received: int = 0
-    taken: int = 0
     dropped: int = 0
     limited: int = 0
 
@@ -100,7 +98,7 @@ class NewestFrameWorker:
     def counts(self, source: str) -> FrameCounts:
         with self._condition:
             entry = self._counts.get(source, FrameCounts())
-            return FrameCounts(entry.received, entry.taken, entry.dropped, entry.limited)
+            return FrameCounts(entry.received, entry.dropped, entry.limited)
 
     @property
     def alive(self) -> bool:
@@ -150,7 +148,6 @@ class NewestFrameWorker:
                     # The limit counts from slot to slot, not from frame to frame, or a 10 Hz limit on 30 Hz images gives 7.5 Hz.
                     due = self._served.get(source, 0.0) + self._min_interval
                     self._served[source] = due if self._min_interval and now - due < self._min_interval else now
-                    self._counts[source].taken += 1
                 self._poked = self._poked and source is not None
                 self._turns.append(threading.get_ident())
                 return source, self._admit(None if source is None else self._frames.pop(source))

@@ -49,6 +49,7 @@ class ServingEngine(Engine):
         self._compiled, self._makers, self._chosen_because = compiled, list(fallbacks), reason
         self._background, self._callback = background, progress
         self._fallback: Engine | None = None
+        self._given_up: Engine | None = None  # the last one
         self._fallbacks_maker: Callable[[], Engine] | None = None
         self._builder: threading.Thread | None = None
         self._lock = threading.Lock()
@@ -64,17 +65,18 @@ class ServingEngine(Engine):
 
     # --- what runs now --------------------------------------------------------------------------------------------------
 
-    @property
-    def _running(self) -> Engine:
-        compiled = self._compiled
-        if compiled is not None and (compiled.ready(self._pooled) or not (self._background or self._pooled in self._unbuildable)):
-            return compiled
-        return self._made()
+    # To ask is no reason to make a fallback, and never fails: diagnostics ask, also while there is none, or none any more.
+
+    def _answers(self, compiled: CompiledEngine) -> bool:
+        return compiled.ready(self._pooled) or not (self._background or self._pooled in self._unbuildable)
 
     @property
     def name(self) -> str:  # type: ignore[override]
         """The engine that answers the next image."""
-        return self._running.name
+        compiled, fallback = self._compiled, self._fallback
+        if compiled is not None and self._answers(compiled):
+            return compiled.name
+        return "torch" if fallback is None else fallback.name
 
     @property
     def device(self) -> str:  # type: ignore[override]
@@ -87,17 +89,22 @@ class ServingEngine(Engine):
 
     @property
     def _at_hand(self) -> Engine:
-        """What runs now, or will: to ask is no reason to make a fallback."""
-        return self._compiled if self._compiled is not None and self._fallback is None else self._running
+        """What runs now, or will; where nothing can any more, what ran last."""
+        compiled, fallback = self._compiled, self._fallback
+        if compiled is not None and (fallback is None or self._answers(compiled)):
+            return compiled
+        engine = fallback or self._given_up
+        assert engine is not None
+        return engine
 
     @property
     def reason(self) -> str:  # type: ignore[override]
-        running = self._running
-        if running is self._compiled or self._compiled is None:
+        compiled = self._compiled
+        if compiled is None or self._answers(compiled):
             return f"{self._chosen_because}; {self.last_error}" if self.last_error else self._chosen_because
         if self._pooled in self._unbuildable:
-            return f"{running.name} on {running.device}; {self.last_error}"
-        return f"{running.name} serves while {self._compiled.name} is built"
+            return f"{self.name} on {self.device}; {self.last_error}"
+        return f"{self.name} serves while {compiled.name} is built"
 
     # --- building -------------------------------------------------------------------------------------------------------
 
@@ -275,12 +282,13 @@ class ServingEngine(Engine):
     def _give_up(self, engine: Engine, failure: _Failure) -> None:
         """Never use `engine` again, say so, and free what it held. Does nothing where another thread has done so already."""
         with self._change:
+            if engine not in (self._compiled, self._fallback):
+                return
+            self._given_up = engine
             if engine is self._compiled:
                 self._compiled = None
-            elif engine is self._fallback:
-                self._fallback = None
             else:
-                return
+                self._fallback = None
             self.last_error = f"{engine.name} on {engine.device} {failure.what} ({failure.text})"
             with contextlib.suppress(Exception):
                 engine.close()

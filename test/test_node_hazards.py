@@ -1,7 +1,6 @@
 """What the detector says besides maps: the hazards in view with their boxes, and the overlay as a JPEG."""
 
 import importlib.util
-import time
 from io import BytesIO
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from PIL import Image as PillowImage
 
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
+from builtin_interfaces.msg import Time
 from ros_fixtures import picture, running_detector
 
 from vl4ad_model import detections, image_files
@@ -38,10 +38,11 @@ def user(running):
     assert detector.process.poll() is None, detector.log
 
 
-def answer(user, rgb):
-    """The outputs of one image, by topic."""
-    for _ in range(20):
-        stamp = user.send(rgb)
+def answer(user, rgb, second=None):
+    """The outputs of one image, by topic; `second` = when it was taken, where that is not now."""
+    for attempt in range(20):
+        taken = None if second is None else Time(sec=int(second), nanosec=int(second % 1 * 1e9) + attempt * 1_000_000)
+        stamp = user.send(rgb, stamp=taken)
         found = {topic: user.output(topic, stamp, timeout=3.0) for topic in user.collected.outputs}
         if None not in found.values():
             return found
@@ -79,20 +80,18 @@ def test_hazards_are_those_of_the_maps_in_pixels_of_the_camera_image(user):
 
 
 def test_a_thing_keeps_its_number_and_is_listed_from_the_image_on_that_was_asked_for(user):
-    rgb = image_files.read_rgb(STREET)
-    answer(user, picture(384, 640))  # something else
-    first, second = (answer(user, rgb)[outputs.HAZARDS]["hazards"] for _ in range(2))
+    rgb, began = image_files.read_rgb(STREET), user.now().sec
+    first, second = (answer(user, rgb, began + tenth / 10)[outputs.HAZARDS]["hazards"] for tenth in (0, 1))
     assert len(first) == len(second) >= 2
     assert [entry["id"] for entry in second] == [entry["id"] for entry in first]
     assert len({entry["id"] for entry in first}) == len(first) and 0 not in {entry["id"] for entry in first}
     assert all(after["images"] > before["images"] for before, after in zip(first, second, strict=True))
 
     assert user.set_parameter("min_hazard_images", 3)[0]
-    answer(user, picture(384, 640))
-    time.sleep(2.5)  # a pause after which everything is new
+    began += 10  # a pause, after which everything is new
     lengths, counted = [], []
-    for _ in range(3):
-        entries = answer(user, rgb)[outputs.HAZARDS]["hazards"]
+    for tenth in range(3):
+        entries = answer(user, rgb, began + tenth / 10)[outputs.HAZARDS]["hazards"]
         lengths.append(len(entries))
         counted += [entry["images"] for entry in entries]
     assert lengths[0] == 0 and lengths[-1] == len(first) and min(counted) == 3

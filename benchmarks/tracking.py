@@ -71,11 +71,15 @@ def measure(segmenter: Segmenter, bag: Path, prompts: list[str], threshold: floa
     tracker = Tracker()
     areas = {"on hazards": Counter(), "elsewhere": Counter()}
     names = {"image by image": Counter(), "followed": Counter()}
+    last: dict[tuple[str, int], str] = {}
     numbers: dict[int, set[int]] = defaultdict(set)
     images = 0
     for time_s, alone, truths, hazard_names in answers(segmenter, source, threshold):
         images += 1
         for area, thing, truth in zip(alone, tracker.update(alone, time_s), truths, strict=True):
+            for way, name in (("image by image", area.name), ("followed", thing.name)):
+                names[way]["changes"] += last.setdefault((way, thing.number), name) != name
+                last[way, thing.number] = name
             for least in MIN_IMAGES:
                 areas["elsewhere" if truth is None else "on hazards"][least] += thing.images >= least
             if truth is None:
@@ -87,7 +91,7 @@ def measure(segmenter: Segmenter, bag: Path, prompts: list[str], threshold: floa
     return {
         "images": images,
         "areas": {kind: {str(least): count[least] for least in MIN_IMAGES} for kind, count in areas.items()},
-        "names": {way: {kind: count[kind] for kind in ("right", "unnamed", "wrong")} for way, count in names.items()},
+        "names": {way: {kind: count[kind] for kind in ("right", "unnamed", "wrong", "changes")} for way, count in names.items()},
         "hazards": len(numbers),
         "numbers": sum(map(len, numbers.values())),
     }
@@ -123,13 +127,14 @@ def show(results: dict[str, dict]) -> None:
     areas = Table(
         "drive", "images", *map(str, MIN_IMAGES), "numbers", title="areas on labelled hazards + elsewhere, seen in so many images"
     )
-    names = Table("drive", "each image for itself", "followed", title="names: right, none, wrong")
+    names = Table("drive", "each image for itself", "followed", title="names: right, none, wrong; changes of a thing's name")
     for bag, result in results.items():
         counts = (
             f"{result['areas']['on hazards'][least]} + {result['areas']['elsewhere'][least]}" for least in map(str, MIN_IMAGES)
         )
         areas.add_row(Path(bag).name, str(result["images"]), *counts, f"{result['numbers']} for {result['hazards']}")
-        names.add_row(Path(bag).name, *(", ".join(map(str, counted.values())) for counted in result["names"].values()))
+        counted = ("{right}, {unnamed}, {wrong}; {changes}".format(**ways) for ways in result["names"].values())
+        names.add_row(Path(bag).name, *counted)
     Console().print(areas, names)
 
 

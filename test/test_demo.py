@@ -60,6 +60,9 @@ def test_the_demo_records_what_was_sent_and_what_came_back(tmp_path, street):
     assert status == 0
     summary = json.loads((out / "summary.json").read_text())
     assert (out / "index.html").stat().st_size > 1000 and (out / "demo.png").stat().st_size > 1000
+    (tyre,) = summary["hazards"]
+    assert tyre["misnamed"] == 0, "one name was asked for"
+    assert summary["names_right"] is None or 0 <= summary["names_right"] <= 1
     assert summary["recording"] == str(out / "recording") and summary["recording"] in (out / "index.html").read_text()
 
     found, connections = read(out / "recording")

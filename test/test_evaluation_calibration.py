@@ -133,6 +133,7 @@ def test_calibrate_writes_a_parameters_file_that_holds_what_it_promises(tmp_path
     assert done.code == 0 and "anomaly_threshold" in done.out, done.err
     parameters = yaml.safe_load(out.read_text())["/**"]["ros__parameters"]
     assert parameters["hazard_prompts"] == ["sofa|couch"] and parameters["model"] == "tiny"
+    assert "at most 0.5 (50 %) of the pixels" in done.out and "hazard_prompts: 'sofa|couch'" in done.out
     assert parameters["anomaly_threshold"] == json.loads(numbers.read_text())["threshold"]
     words = (parameters["vocabulary_file"], parameters["classifier"], parameters["scoring"])
     assert words == ("", "auto", "auto"), "no word of another file stays"
@@ -142,6 +143,16 @@ def test_calibrate_writes_a_parameters_file_that_holds_what_it_promises(tmp_path
     loaded = rclpy.parameter_dict_from_yaml_file(str(out), use_wildcard=True, target_nodes=["/vl4ad_detector"])
     assert loaded["anomaly_threshold"].value.double_value == parameters["anomaly_threshold"]
     assert list(loaded["hazard_prompts"].value.string_array_value) == ["sofa|couch"]
+
+
+def test_prompts_check_does_not_call_words_quiet_that_it_does_not_know(ordinary, capfd, tmp_path):
+    prompts = ("--hazard", "asdkjh", "--hazard", "tyre")
+    done = vl4ad(capfd, "prompts", "check", "--images", ordinary, *prompts, "--engine", "torch", "--json", tmp_path / "p.json")
+    assert done.code == 0, done.err
+    strange, known = json.loads((tmp_path / "p.json").read_text())["prompts"]
+    assert strange["unknown_words"] == "'asdkjh'" and known["unknown_words"] == ""
+    assert "what gets the name is a guess: 'asdkjh'" in " ".join(done.out.split())
+    assert "not known" in done.out or strange["cries_wolf"]
 
 
 def test_prompts_check_reads_a_bag_and_reports_every_prompt(tmp_path, capfd):
@@ -173,6 +184,7 @@ def test_prompts_check_reads_a_bag_and_reports_every_prompt(tmp_path, capfd):
         (["prompts", "check", "--images", "{ordinary}", "--hazard", "sofa", "--threshold", "nan"], "threshold nan is no number"),
         (["prompts", "check", "--images", "{ordinary}", "--hazard", "sofa", "--limit", "inf"], "limit inf is no number"),
         (["segment", "{ordinary}", "--threshold", "nan"], "threshold nan is no number"),
+        (["segment", "{ordinary}", "--network-size", "99968x99968"], "a side of more than 16384 pixels"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(tmp_path, ordinary, capfd, monkeypatch, arguments, message):

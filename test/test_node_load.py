@@ -274,6 +274,20 @@ def test_a_misspelt_parameter_is_said():
         detector.wait_until_said("did you mean 'hazard_prompts'", timeout=60)
 
 
+@pytest.mark.parametrize(
+    ("section", "ours"),
+    [("detector", False), ("/robot/vl4ad_detector", False), ("vl4ad_detector", True), ("/*", True), ("/**", True)],
+)
+def test_a_parameter_file_for_another_node_is_said(section, ours, tmp_path):
+    (tmp_path / "mine.yaml").write_text(f"{section}:\n  ros__parameters:\n    model: nowhere\n")
+    # A model that does not exist ends it as soon as it has said everything; the command line's comes last.
+    arguments = ["--params-file", str(tmp_path / "mine.yaml"), "-p", "model:=nowhere"]
+    with DetectorProcess(domain=new_domain(), arguments=arguments) as detector:
+        assert detector.process.wait(timeout=60) == 2
+        said = f"mine.yaml sets parameters of /{section.strip('/')}, and none of /vl4ad_detector: write '/**:' to mean any node"
+        assert (said in detector.log) != ours and ("mine.yaml" in detector.log) != ours
+
+
 def test_an_empty_list_at_the_start_is_no_hazard_one_camera_and_the_default_size():
     """On a command line `[]` has no type: rclpy takes it for no value."""
     given = [word for name in ("hazard_prompts", "network_size", "cameras") for word in ("-p", f"{name}:=[]")]

@@ -166,3 +166,15 @@ def test_whatever_is_accepted_keeps_its_order_and_ids(groups):
         return
     assert vocabulary.concept_groups[:19] == base.concept_groups
     assert [list(group) for group in vocabulary.concept_groups[19:]] == groups
+
+
+def test_hazards_have_colours_of_their_own_that_stay_when_others_join():
+    words = Vocabulary.cityscapes()
+    many = words.with_hazards([f"thing number {number}" for number in range(40)])
+    colors = [hazard.color for hazard in many.hazards]
+    assert [hazard.color for hazard in words.with_hazards(["tyre", "sofa"]).hazards] == colors[:2]
+    assert len({*colors, *(entry.color for entry in words.classes)}) == 40 + words.known_count
+    # Those that are mostly used are far from every class, and from one another.
+    for index, color in enumerate(colors[:4]):
+        others = [*colors[:index], *(entry.color for entry in words.classes)]
+        assert min(np.abs(np.subtract(color, other)).sum() for other in others) >= 100

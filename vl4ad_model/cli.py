@@ -121,7 +121,9 @@ def segment(
         Path | None,
         typer.Option("--ignore-mask", help="Image that is white where nothing counts, such as the own bonnet."),
     ] = None,
-    threshold: Annotated[float, typer.Option(help="Score from which areas are listed in --json as hazards, named or not.")] = 0.5,
+    threshold: Annotated[
+        float, typer.Option(help="--json lists the areas that score above this, and those that a hazard names.")
+    ] = 0.5,
     min_area: Annotated[float, typer.Option(min=0.0, max=1.0, help="Smallest of them, as a share of the image.")] = MIN_AREA,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     engine: Annotated[str, typer.Option(help="auto, torch, onnx, openvino or tensorrt.")] = "auto",
@@ -152,6 +154,8 @@ def segment(
     words = Vocabulary.from_yaml(vocabulary) if vocabulary else Vocabulary.cityscapes()
     words = words.adding_hazards(hazard or [])
     ignored = IgnoreMask.read(ignore_mask) if ignore_mask else None
+    if ignored:
+        print(f"ignored: {ignored.share:.0%} of the image ({ignored.name})")
     pictures = _pictures(images)
     with ProgressLine() as line:
         segmenter = Segmenter.load(

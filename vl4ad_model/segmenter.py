@@ -272,7 +272,7 @@ class Segmenter:
         """One line about words that training did not use: what they are also read as, and which have nothing near; or nothing."""
         related, unrelated = self._words.related, self._words.unrelated
         if unrelated:
-            unrelated = f"with nothing near, so that hardly anything will be named so: {unrelated}"
+            unrelated = f"with nothing near, so that what gets the name is a guess: {unrelated}"
         found = "; ".join(part for part in (related, unrelated) if part)
         return f"not among the words of {self.model_name}'s training: {found}" if found else ""
 
@@ -280,6 +280,15 @@ class Segmenter:
     def words(self) -> Words:
         """Vocabulary, version, classifier, merging and score as they are together at this moment."""
         return self._words
+
+    def words_for(self, vocabulary: Vocabulary) -> Words:
+        """What another vocabulary would be with the present classifier, merging and score; the segmenter's own words stay.
+
+        Raises:
+            VocabularyError: words that cannot be used.
+        """
+        now = self._words
+        return self._prepare(vocabulary, now.classifier_name, now.merge_classes, now.scoring, version=now.version)
 
     def check_words(self, vocabulary: Vocabulary, classifier: str | None = None) -> None:
         """Say what `reconfigure` would refuse, without the time of encoding.
@@ -399,10 +408,7 @@ class Segmenter:
             ImageError: not an image of that kind.
             VocabularyError: words that cannot be used.
         """
-        rgb, now = check_rgb(rgb), self._words
-        words = [
-            self._prepare(each, now.classifier_name, now.merge_classes, now.scoring, version=now.version) for each in vocabularies
-        ]
+        rgb, words = check_rgb(rgb), [self.words_for(each) for each in vocabularies]
         with self._turn() as scorer:
             return [alike[0] for alike in self._segment_alike(scorer, [rgb], rgb.shape[:2], words, "input")]
 

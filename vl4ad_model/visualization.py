@@ -85,8 +85,7 @@ def overlay(rgb: np.ndarray, result: Segmentation, *, label_opacity: float = 0.4
     cover, glow = _glow_tables()
     left = cv2.cvtColor(cv2.LUT(levels, 255 - cover), cv2.COLOR_GRAY2RGB)
     mixed = cv2.add(cv2.multiply(tinted, left, scale=1 / 255), cv2.LUT(cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB), glow))
-    for index in hazards:
-        _mark(mixed, result.labels == index, result.vocabulary.hazards[index - known].color)
+    mark_hazards(mixed, result.labels, result.vocabulary)
     if names:
         taken = np.zeros((height, width), bool)
         for index in hazards:
@@ -97,6 +96,13 @@ def overlay(rgb: np.ndarray, result: Segmentation, *, label_opacity: float = 0.4
 
 def _present(labels: np.ndarray) -> list[int]:
     return np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
+
+
+def mark_hazards(picture: np.ndarray, labels: np.ndarray, vocabulary: Vocabulary) -> None:
+    """Outline what is a named hazard, in its colour; `picture` (H, W, 3) uint8 RGB is changed."""
+    for index in _present(labels):
+        if vocabulary.known_count <= index < vocabulary.known_count + vocabulary.hazard_count:
+            _mark(picture, labels == index, vocabulary.hazards[index - vocabulary.known_count].color)
 
 
 def _mark(picture: np.ndarray, inside: np.ndarray, color: tuple[int, int, int]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vl4ad_model.errors import VocabularyError, did_you_mean
+from vl4ad_model.hazard_colors import hazard_colors
 from vl4ad_model.shared_files import shared_file
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Vocabulary:
         room = MAX_IDS - len(self.classes)
         if len(prompts) > room:
             raise VocabularyError(f"{len(prompts)} hazard prompts: with {len(self.classes)} known classes at most {room} fit")
-        taken = {entry.color for entry in self.classes}
+        colors = hazard_colors(tuple(entry.color for entry in self.classes), len(prompts))
         hazards = []
         for index, prompt in enumerate(prompts):
             title = f"hazard prompt {index + 1}"
@@ -153,7 +154,7 @@ class Vocabulary:
                     f"{title} ({prompt!r:.60}) is not a name: give one prompt per hazard, alternatives joined by '|'"
                 )
             concepts = _concepts(alternatives, title)
-            hazards.append(Hazard(concepts, _hazard_color(index, taken)))
+            hazards.append(Hazard(concepts, colors[index]))
         return dataclasses.replace(self, hazards=tuple(hazards))
 
     def adding_hazards(self, prompts: Sequence[str]) -> Vocabulary:
@@ -313,7 +314,7 @@ def _text(value: Any, title: str) -> str:
 
 def _color(value: Any, title: str, index: int) -> tuple[int, int, int]:
     if value is None:
-        return _hazard_color(index + 7, set())
+        return _wheel_color(index + 7)
     if (
         not isinstance(value, Sequence)
         or isinstance(value, str)
@@ -324,12 +325,7 @@ def _color(value: Any, title: str, index: int) -> tuple[int, int, int]:
     return (value[0], value[1], value[2])
 
 
-def _hazard_color(index: int, taken: set[tuple[int, int, int]]) -> tuple[int, int, int]:
-    """Bright colours from warm orange on around the hue circle in golden-ratio steps: far apart, and the same every time."""
-    while True:
-        hue = (0.08 + index * 0.618034) % 1.0
-        red, green, blue = colorsys.hsv_to_rgb(hue, 1.0 if index % 2 == 0 else 0.65, 1.0)
-        color = (round(red * 255), round(green * 255), round(blue * 255))
-        if color not in taken:
-            return color
-        index += 37
+def _wheel_color(index: int) -> tuple[int, int, int]:
+    """Bright colours around the hue circle in golden-ratio steps: far apart, and the same every time."""
+    red, green, blue = colorsys.hsv_to_rgb((0.08 + index * 0.618034) % 1.0, 1.0 if index % 2 == 0 else 0.65, 1.0)
+    return round(red * 255), round(green * 255), round(blue * 255)

@@ -19,6 +19,7 @@ import numpy as np
 import typer
 
 from vl4ad_model.errors import EvaluationError, Vl4adError
+from vl4ad_model.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from vl4ad_ros.output_recording import RecordedMessage
@@ -55,9 +56,11 @@ class Playback:
 
 @dataclass(frozen=True)
 class HazardResult:
-    """What naming changed for one kind of hazard: average precision of its pixels against ordinary ones, and named right.
+    """What naming changed for one kind of hazard: average precision of its pixels against ordinary ones, and names.
 
-    `never_trained`: one of the types that the embedded model's training held out.
+    Attributes:
+        named, misnamed: share of its pixels that got its name, NaN where none was asked for, and that got another hazard's.
+        never_trained: one of the types that the embedded model's training held out.
     """
 
     name: str
@@ -65,6 +68,7 @@ class HazardResult:
     ap_before: float
     ap_after: float
     named: float
+    misnamed: float
     never_trained: bool = False
 
 
@@ -75,6 +79,7 @@ class Summary:
     Attributes:
         named: share of the named hazards' pixels that have the right name, 0..1; types never trained on are left out.
         named_of_all: the same with those.
+        names_right: share of the pixels that got a hazard's name that are that hazard.
         recording: the bag with all that was sent and received.
         recorded: its topics and their numbers of messages.
     """
@@ -98,6 +103,7 @@ class Summary:
     hazards: list[HazardResult]
     named: float = float("nan")
     named_of_all: float = float("nan")
+    names_right: float = float("nan")
     recording: str = ""
     recording_bytes: int = 0
     recorded: dict[str, int] = field(default_factory=dict)
@@ -335,6 +341,7 @@ def compare(
         hazards=hazards,
         named=_share_named([each for each in named if not each.never_trained]),
         named_of_all=_share_named(named),
+        names_right=_share_right(recording, after, hazards, len(prompts)),
     )
     return summary, before, after
 
@@ -342,6 +349,17 @@ def compare(
 def _share_named(hazards: list[HazardResult]) -> float:
     pixels = sum(each.pixels for each in hazards)
     return sum(each.named * each.pixels for each in hazards) / pixels if pixels else float("nan")
+
+
+def _share_right(recording, after: dict[int, Answer], hazards: list[HazardResult], count: int) -> float:
+    """Of the pixels that got the name of one of so many hazards, where the labels say anything, the share that has its own."""
+    known = Vocabulary.cityscapes().known_count
+    right = sum(each.named * each.pixels for each in hazards if each.named == each.named)
+    named = sum(
+        np.count_nonzero((answer.labels >= known) & (answer.labels < known + count) & (recording.frames[index].truth != 255))
+        for index, answer in after.items()
+    )
+    return right / named if named else float("nan")
 
 
 def precision(pairs: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
@@ -360,7 +378,6 @@ def per_hazard(
 ) -> list[HazardResult]:
     """Each kind of hazard by itself: the pixels of the others are ignored."""
     from vl4ad_model.scenes.hazards import BY_NAME
-    from vl4ad_model.vocabulary import Vocabulary
 
     known = Vocabulary.cityscapes().known_count
     results = []
@@ -368,7 +385,7 @@ def per_hazard(
         values = [value for value, each in recording.hazard_names.items() if each == name]
         named = [i for i, prompt in enumerate(prompts) if name in prompt.split("|")]
         pairs: list[list[tuple[np.ndarray, np.ndarray]]] = [[], []]
-        pixels = right = 0
+        pixels = right = other = 0
         for part, answers in zip(pairs, (before, after), strict=True):
             for index, answer in answers.items():
                 labels = recording.frames[index].labels
@@ -379,11 +396,15 @@ def per_hazard(
                 part.append((truth, answer.anomaly))
                 if answers is after:
                     pixels += int(inside.sum())
-                    right += int(np.isin(answer.labels[inside], [known + i for i in named]).sum())
+                    given = answer.labels[inside]
+                    own = np.isin(given, [known + i for i in named])
+                    right += int(own.sum())
+                    other += int(((given >= known) & (given < known + len(prompts)) & ~own).sum())
         if pixels:
             scores = [precision(part)[0] for part in pairs]
             held_out = model == "tiny" and name in BY_NAME and BY_NAME[name].held_out
-            results.append(HazardResult(name, pixels, scores[0], scores[1], right / pixels if named else float("nan"), held_out))
+            share = right / pixels if named else float("nan")
+            results.append(HazardResult(name, pixels, scores[0], scores[1], share, other / pixels, held_out))
     return results
 
 

@@ -38,11 +38,14 @@ def table(summary: Summary, page: Path) -> Table:
     result.add_section()
     if summary.named == summary.named:
         result.add_row("named right", f"[bold]{summary.named:.0%}[/bold] {_of_which(summary)}; without names, none")
+        result.add_row("right names", f"{summary.names_right:.0%} of the pixels that got a name")
     frames = f"over {summary.compared}"
     result.add_row("AP before / after", f"{summary.ap_before:.1%} / [bold]{summary.ap_after:.1%}[/bold] {frames}")
     result.add_row("FPR95 before / after", f"{summary.fpr95_before:.1%} / {summary.fpr95_after:.1%}")
     for hazard in summary.hazards:
-        named = "" if hazard.named != hazard.named else f", {hazard.named:.0%} of its pixels named right"
+        named = (
+            "" if hazard.named != hazard.named else f", {hazard.named:.0%} of its pixels named right, {hazard.misnamed:.0%} wrong"
+        )
         result.add_row(f"  {_title(hazard)}", f"AP {hazard.ap_before:.1%} / {hazard.ap_after:.1%}{named}")
     result.add_section()
     result.add_row("page", str(page))
@@ -107,6 +110,7 @@ def _row(recording: Recording, index: int, before: Answer, after: Answer, prompt
         _blend(camera, visualization.colorize_labels(answer.labels, vocabulary))
         for answer, vocabulary in ((before, known), (after, named))
     ]
+    visualization.mark_hazards(tinted[1], after.labels, named)
     heat = [visualization.anomaly_heatmap(answer.anomaly) for answer in (before, after)]
     return [_outline(camera, frame.truth), *tinted, *heat]
 
@@ -197,6 +201,11 @@ def _html(
     prompts = json_list(summary.prompts)
     cards = [
         *([] if summary.named != summary.named else [(f"{summary.named:.0%}", f"named right, {_of_which(summary)}")]),
+        *(
+            []
+            if summary.names_right != summary.names_right
+            else [(f"{summary.names_right:.0%}", "of the pixels that got a name: it is right")]
+        ),
         (f"{summary.rate_out:.1f} Hz", f"out, {summary.rate_in:.1f} Hz in"),
         (f"{summary.latency_p50:.0f} / {summary.latency_p99:.0f} ms", "latency p50 / p99"),
         (f"{summary.frames_dropped} of {summary.frames_sent}", "frames dropped"),
@@ -206,7 +215,7 @@ def _html(
     shown = "".join(f'<div class="card"><b>{html.escape(value)}</b><span>{html.escape(text)}</span></div>' for value, text in cards)
     hazards = "".join(
         f"<tr><td>{html.escape(_title(each))}</td><td>{each.ap_before:.1%}</td><td>{each.ap_after:.1%}</td>"
-        f"<td>{'not named' if each.named != each.named else format(each.named, '.0%')}</td></tr>"
+        f"<td>{'not named' if each.named != each.named else format(each.named, '.0%')}</td><td>{each.misnamed:.0%}</td></tr>"
         for each in summary.hazards
     )
     frames = "".join(f"<div>{title}</div>" for title in TITLES)
@@ -226,7 +235,8 @@ second round began, one call changed the words:
 already hardly rises.
 Latency is from the header's stamp to the arrival of the anomaly score in another process.</p>
 <h2>Score over the drive</h2>{_timeline(recording, before, after)}
-<h2>Each kind of hazard</h2><table><tr><th>hazard</th><th>AP before</th><th>AP after</th><th>pixels named right</th></tr>{hazards}
+<h2>Each kind of hazard</h2>
+<table><tr><th>hazard</th><th>AP before</th><th>AP after</th><th>pixels named right</th><th>named as another</th></tr>{hazards}
 </table><h2>Frames</h2><p>Chosen by the labels alone: for each kind of hazard the frame in which it is largest.</p>
 {_legend(summary.prompts)}<div class="frames">{frames}</div>{_recorded(summary)}</body></html>"""
 
@@ -251,7 +261,7 @@ def _recorded(summary: Summary) -> str:
 def _of_which(summary: Summary) -> str:
     if not any(hazard.never_trained and hazard.named == hazard.named for hazard in summary.hazards):
         return "of the named hazards' pixels"
-    return f"of the pixels of types trained on ({summary.named_of_all:.0%} of all that are named: the others glow, unnamed)"
+    return f"of the pixels of types trained on ({summary.named_of_all:.0%} with those that it never saw)"
 
 
 def _title(hazard: HazardResult) -> str:

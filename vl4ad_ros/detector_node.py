@@ -80,7 +80,10 @@ class DetectorNode(LifecycleNode):
         super().__init__(NODE_NAME, **arguments)
         parameters.declare(self)
         self.settings = parameters.settings_from(parameters.values_of(self))
-        for complaint in parameters.unknown_at_start(self):
+        for complaint in (
+            *parameters.unknown_at_start(self),
+            *parameters.files_for_others(sys.argv, self.get_fully_qualified_name()),
+        ):
             self.get_logger().warning(complaint)
         if advice := transport.socket_advice(get_rmw_implementation_identifier(), transport.socket_limit()):
             self.get_logger().warning(advice)
@@ -157,10 +160,10 @@ class DetectorNode(LifecycleNode):
             return result
         except Vl4adError as error:
             self.load_problem = self._last_error = str(error)
-            if self.context.ok():  # two calls: rclpy refuses a second severity from one place
+            if self.context.ok():
                 self.get_logger().error(f"cannot {what}: {error}")
-            else:
-                self.get_logger().info(f"cannot {what}: {error}")
+            else:  # where the logger's topic is gone, it complains
+                print(f"vl4ad_detector: cannot {what}: {error}", file=sys.stderr)
             if what == "configure":
                 self._release()
             return TransitionCallbackReturn.FAILURE

@@ -108,7 +108,7 @@ class CameraInput:
         if self._last is None and self._silent > _FIRST_SECONDS:
             silent = f"{self.topic} has a publisher but no image arrives"
             advice = transport.socket_advice(get_rmw_implementation_identifier(), transport.socket_limit())
-            return f"{silent}: {advice or 'large images need the transport profile, see docs/ros.md'}"
+            return f"{silent}: is it sending? If so: {advice or 'large images need the transport profile, see docs/ros.md'}"
         return missing
 
     def _other_transport(self) -> str:

@@ -6,11 +6,12 @@ Imports no ROS until `declare`, so that the command line and the tests can read 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -372,6 +373,44 @@ def unknown_at_start(node: Node) -> list[str]:
     given = getattr(node, "_parameter_overrides", {})  # rclpy has no public way to ask
     names = [name for name in given if not node.has_parameter(name) and not name.startswith("qos_overrides.")]
     return [f"no parameter '{name}', it is ignored: {did_you_mean(name, BY_NAME)}" for name in names]
+
+
+def files_for_others(arguments: Sequence[str], node: str) -> list[str]:
+    """A line for every parameter file on the command line of which nothing is for this node: rcl takes nothing of it, silently.
+
+    Args:
+        arguments: of the command line.
+        node: the node's full name.
+    """
+    import yaml
+
+    lines = []
+    for flag, path in itertools.pairwise(arguments):
+        if flag != "--params-file":
+            continue
+        try:
+            with open(path, encoding="utf-8") as file:
+                sections = [*_sections(yaml.safe_load(file))]
+        except (OSError, ValueError, yaml.YAMLError):  # rcl has said so, or reads more than we do
+            continue
+        if sections and not any(_names(section, node) for section in sections):
+            lines.append(f"{path} sets parameters of {', '.join(sections)}, and none of {node}: write '/**:' to mean any node")
+    return lines
+
+
+def _sections(content: Any, above: str = "") -> Iterator[str]:
+    """Full names, which may have wildcards, of the nodes that a parameter file is about."""
+    for name, inside in content.items() if isinstance(content, Mapping) else ():
+        full = "/".join((above, str(name).strip("/")))
+        if isinstance(inside, Mapping) and "ros__parameters" in inside:
+            yield full
+        else:
+            yield from _sections(inside, full)
+
+
+def _names(section: str, node: str) -> bool:
+    pattern = re.escape(section).replace(r"/\*\*", "(/.*)?").replace(r"\*", "[^/]*")
+    return re.fullmatch(pattern, node) is not None
 
 
 def normalized(parameters: Iterable[Parameter]) -> list[Parameter]:

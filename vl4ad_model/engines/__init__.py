@@ -100,7 +100,7 @@ def device_for(engine: str, *, device: str = "auto", precision: str = "fp32", ne
         if not index.isdecimal() or int(index) >= count:
             raise EngineError(f"device '{device}' is not here: torch sees {count} GPU(s), cuda:0 to cuda:{count - 1}")
     if precision == "fp16" and kind == "cpu":
-        raise EngineError("precision fp16 needs a GPU: on the CPU use fp32")
+        raise EngineError("precision fp16 needs a GPU: on the CPU use fp32, or bf16 where the CPU has it")
     if precision == "bf16":
         check_bfloat16(engine, kind)
     return device

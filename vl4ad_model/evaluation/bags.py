@@ -206,6 +206,8 @@ def open_bag(
     if score_topic is None and image_topic is None:
         others = [topic for topic in topics if topic not in (label_topic, score_topic) and topic not in looks_labelled]
         image_topic = _choose(path, others, topics, "image")
+    if label_topic is not None and label_topic in (image_topic, score_topic):
+        raise EvaluationError(f"{path}: {label_topic} cannot be what is evaluated and its labels, too")
     for topic in (image_topic, label_topic, score_topic):
         if topic is not None and topic not in topics:
             kinds = {connection.topic: connection.msgtype for connection in reader.connections}

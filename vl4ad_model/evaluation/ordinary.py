@@ -51,7 +51,9 @@ def look(task: OrdinaryTask) -> list[FrameTail | tuple[PromptFrame, ...] | Frame
                 results.append(calibration.frame_tail(entry.name, scores, *task.alarm, counts))
             else:
                 plain, *others = segmenter.segment_with(rgb, vocabularies)
-                results.append(tuple(prompt_check.compare(entry.name, plain, each, task.threshold, counts) for each in others))
+                compared = (prompt_check.compare(entry.name, plain, each, task.threshold, counts) for each in others)
+                unknown = (segmenter.words_for(vocabulary).unrelated for vocabulary in vocabularies[1:])
+                results.append(tuple(one._replace(unknown=words) for one, words in zip(compared, unknown, strict=True)))
         except Vl4adError as error:
             results.append(FrameFailure(entry.name, str(error)))
     return results

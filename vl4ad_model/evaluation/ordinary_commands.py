@@ -94,9 +94,10 @@ def calibrate(
         result = calibrate_threshold(sources, settings, map_tasks, progress, rate=rate, kind=per, alarm_pixels=alarm_pixels)
     write_parameters(out, parameters_yaml(result, settings, per, alarm_pixels, node))
     what = "the pixels" if per == "pixel" else "the frames"
-    print(
-        f"anomaly_threshold {result.threshold:.6g}: at most {rate:.3g} of {what} above it, from {result.frames} frames; wrote {out}"
-    )
+    print(f"anomaly_threshold {result.threshold:.6g}: at most {rate:.3g} ({100 * rate:.3g} %) of {what} above it; wrote {out}")
+    print(f"measured on these {result.frames} frames: {100 * result.measured:.3g} %")
+    words_set = ", ".join(f"'{prompt}'" for prompt in settings.hazards) or "none"
+    print(f"the file also sets model, size, precision and words, for which alone the threshold holds; hazard_prompts: {words_set}")
     if per == "frame":
         print(f"with 95 % confidence the true rate is below {result.upper_bound:.4g}")
     if json_file:
@@ -157,9 +158,13 @@ def prompts_check(
             ", ".join(shares) or "-",
             f"{row['false_positive_rate_before']:.3%} -> {row['false_positive_rate_after']:.3%}",
             f"{worst['frame']} ({worst['share_taken']:.1%})" if worst else "-",
-            "cries wolf" if row["cries_wolf"] else "quiet",
+            "cries wolf" if row["cries_wolf"] else "not known" if row["unknown_words"] else "quiet",
         )
     Console().print(table)
+    if unknown := ", ".join(row["unknown_words"] for row in document["prompts"] if row["unknown_words"]):
+        print(
+            f"not among the words of {settings.model}'s training, nor near them, so that what gets the name is a guess: {unknown}"
+        )
     if json_file:
         from vl4ad_model.evaluation.results import plain
 

@@ -91,10 +91,19 @@ def _labels(base: np.ndarray, labels: LabelMap, palette: np.ndarray | None) -> n
     if labels.classes is not None and palette is not None:
         known = labels.classes != 255
         colors[known] = palette[labels.classes[known]]
-        colors[labels.anomaly == 1] = _ANOMALY
-        return colors
+        return _outlined(colors, labels.anomaly == 1)
     grey = base.mean(axis=2, keepdims=True) / 255
     return (colors * (0.45 + 0.55 * grey)).astype(np.uint8)
+
+
+def _outlined(colors: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """White with a dark line around: among the classes' colours, which may be anything."""
+    import cv2
+
+    contours, _ = cv2.findContours(inside.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    colors = cv2.drawContours(colors, contours, -1, _IGNORED, 1 + colors.shape[0] // 150, cv2.LINE_AA)
+    colors[inside] = 255
+    return colors
 
 
 def _overlay(base: np.ndarray, scores: np.ndarray, labels: LabelMap, threshold: float | None) -> np.ndarray:

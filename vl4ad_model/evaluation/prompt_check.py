@@ -22,6 +22,7 @@ class PromptFrame(NamedTuple):
         taken: (K + 1,) int64, pixels it takes, by the class they had without it; the last is void.
         pixels: (K + 1,) int64, all pixels by the class they had.
         alarms_before, alarms_after: pixels above the threshold without and with the prompt.
+        unknown: words of the prompt that the model's training did not use, nor any near them; empty where there are none.
     """
 
     name: str
@@ -29,6 +30,7 @@ class PromptFrame(NamedTuple):
     pixels: np.ndarray
     alarms_before: int
     alarms_after: int
+    unknown: str = ""
 
 
 def compare(
@@ -68,6 +70,7 @@ def summarize(prompt: str, frames: Iterable[PromptFrame], class_names: Sequence[
     return {
         "prompt": prompt,
         "cries_wolf": share > limit,
+        "unknown_words": frames[0].unknown,
         "share_taken": share,
         "taken_from": {
             names[index]: {

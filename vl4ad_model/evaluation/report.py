@@ -330,7 +330,7 @@ def _figure(figure: Any) -> str:
 def _legend() -> str:
     chips = [("found", FOUND), ("false alarm", FALSE_ALARM), ("missed", MISSED)]
     spans = "".join(f'<span><i style="background:rgb{color}"></i>{name}</span>' for name, color in chips)
-    return f'<p class="legend">image · label · anomaly (dark = low, bright = high) · overlay: {spans}</p>'
+    return f'<p class="legend">image · label (anomalies white or orange) · anomaly (low dark, high bright) · overlay: {spans}</p>'
 
 
 def _picture(run: ReportedRun, file: str, alt: str) -> str:

@@ -62,7 +62,7 @@ def test_the_demo_records_what_was_sent_and_what_came_back(tmp_path, street):
     assert (out / "index.html").stat().st_size > 1000 and (out / "demo.png").stat().st_size > 1000
     (tyre,) = summary["hazards"]
     assert tyre["misnamed"] == 0, "one name was asked for"
-    assert summary["names_right"] is None or 0 <= summary["names_right"] <= 1
+    assert np.isnan(summary["names_right"]) or 0 <= summary["names_right"] <= 1, "NaN where nothing got a name"
     assert summary["recording"] == str(out / "recording") and summary["recording"] in (out / "index.html").read_text()
 
     found, connections = read(out / "recording")

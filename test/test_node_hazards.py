@@ -11,7 +11,7 @@ from PIL import Image as PillowImage
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from builtin_interfaces.msg import Time
-from ros_fixtures import picture, running_detector
+from ros_fixtures import running_detector
 
 from vl4ad_model import detections, image_files
 from vl4ad_model.segmenter import Segmentation
@@ -118,12 +118,12 @@ def test_the_overlay_comes_as_a_jpeg_too(running):
     _, other = running
     with DetectorClient(domain=other.domain, topics=("overlay", outputs.JPEG), node_name="viewer") as user:
         user.wait_until_connected()
-        answered = answer(user, picture(96, 128))
+        answered = answer(user, image_files.read_rgb(STREET))
         message, raw = answered[outputs.JPEG], answered["overlay"]
         shown = np.asarray(PillowImage.open(BytesIO(bytes(message.data))))
         assert message.header == raw.header and message.format == "rgb8; jpeg compressed bgr8"
-        assert shown.shape == (96, 128, 3) and len(message.data) < len(raw.data) / 3
-        assert np.abs(shown.astype(int) - pixels(raw)).mean() < 8
+        assert shown.shape == (384, 640, 3) and len(message.data) < len(raw.data) / 3
+        assert np.abs(shown.astype(int) - pixels(raw)).mean() < 4
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vision_msgs") is not None, reason="vision_msgs is installed")

@@ -153,7 +153,7 @@ def test_a_camera_that_is_started_late_or_is_slow_is_not_suspected_of_anything(t
 
 def test_a_camera_that_never_sends_gets_advice_and_one_that_stops_does_not(topic):
     camera = topic.publisher()
-    assert "has a publisher but no image arrives: large images need" in topic.after(6)[-1]
+    assert "has a publisher but no image arrives: is it sending? If so: large images need" in topic.after(6)[-1]
     for _ in range(3):
         topic.receive(camera)
         topic.seconds += 0.1

@@ -71,11 +71,10 @@ def overlay(rgb: np.ndarray, result: Segmentation, *, label_opacity: float = 0.4
     height, width = result.labels.shape
     if rgb.shape[:2] != (height, width):
         rgb = cv2.resize(rgb, (width, height), interpolation=cv2.INTER_AREA)
-    known = result.vocabulary.known_count
+    known, hazards = result.vocabulary.known_count, _hazards_in(result.labels, result.vocabulary)
     colors = colorize_labels(result.labels, result.vocabulary)
     tinted = cv2.addWeighted(rgb, 1 - label_opacity, colors, label_opacity, 0)
     levels = _levels(result.anomaly)
-    hazards = [index for index in _present(result.labels) if known <= index < known + result.vocabulary.hazard_count]
     if hazards:
         # A hazard that has a name shows its own colour; heat is for what has none.
         named = (result.labels >= known) & (result.labels < known + result.vocabulary.hazard_count)
@@ -85,7 +84,8 @@ def overlay(rgb: np.ndarray, result: Segmentation, *, label_opacity: float = 0.4
     cover, glow = _glow_tables()
     left = cv2.cvtColor(cv2.LUT(levels, 255 - cover), cv2.COLOR_GRAY2RGB)
     mixed = cv2.add(cv2.multiply(tinted, left, scale=1 / 255), cv2.LUT(cv2.cvtColor(levels, cv2.COLOR_GRAY2RGB), glow))
-    mark_hazards(mixed, result.labels, result.vocabulary)
+    for index in hazards:
+        _mark(mixed, result.labels == index, result.vocabulary.hazards[index - known].color)
     if names:
         taken = np.zeros((height, width), bool)
         for index in hazards:
@@ -94,15 +94,17 @@ def overlay(rgb: np.ndarray, result: Segmentation, *, label_opacity: float = 0.4
     return mixed
 
 
-def _present(labels: np.ndarray) -> list[int]:
-    return np.flatnonzero(np.bincount(labels.ravel(), minlength=256)).tolist()
+def _hazards_in(labels: np.ndarray, vocabulary: Vocabulary) -> list[int]:
+    """Ids of the hazards that some pixel has."""
+    first = vocabulary.known_count
+    counts = np.bincount(labels.ravel(), minlength=256)[first : first + vocabulary.hazard_count]
+    return (first + np.flatnonzero(counts)).tolist()
 
 
 def mark_hazards(picture: np.ndarray, labels: np.ndarray, vocabulary: Vocabulary) -> None:
     """Outline what is a named hazard, in its colour; `picture` (H, W, 3) uint8 RGB is changed."""
-    for index in _present(labels):
-        if vocabulary.known_count <= index < vocabulary.known_count + vocabulary.hazard_count:
-            _mark(picture, labels == index, vocabulary.hazards[index - vocabulary.known_count].color)
+    for index in _hazards_in(labels, vocabulary):
+        _mark(picture, labels == index, vocabulary.hazards[index - vocabulary.known_count].color)
 
 
 def _mark(picture: np.ndarray, inside: np.ndarray, color: tuple[int, int, int]) -> None:

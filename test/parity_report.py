@@ -32,6 +32,7 @@ from vl4ad_model.network import checkpoint
 from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
 from vl4ad_model.network.mask_decoder import pool_over_masks
 from vl4ad_model.network.position import reference_points, sine_position_embedding
+from vl4ad_model.network.uninitialized import Uninitialized
 from vl4ad_model.scoring import Scorer, prepare_classifier
 from vl4ad_model.vocabulary import Vocabulary, VocabularyClass
 
@@ -91,7 +92,8 @@ def released_state_dict(folder: Path, variant: str, *, clip: bool = True) -> dic
 
 def build(folder: Path, variant: str) -> FCCLIP:
     """The network with the kit's weights, through the project's own strict loading."""
-    network = FCCLIP(FCCLIPConfig(clip_model=CLIP_MODELS[variant])).eval()
+    with Uninitialized():
+        network = FCCLIP(FCCLIPConfig(clip_model=CLIP_MODELS[variant])).eval()
     tensors = checkpoint.network_keys(released_state_dict(folder, variant))
     checkpoint.load_network_weights(network, tensors, source=variant)
     return network

@@ -122,6 +122,28 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(small, change, message
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
+def test_large_finite_numbers_are_accepted(small):
+    """Their sum is infinite in float32."""
+    network, tensors = small
+    tensors["pixel_decoder.mask_features.bias"].fill_(3e38)
+    checkpoint.load_network_weights(network, tensors, source="test.safetensors")
+    assert network.state_dict()["pixel_decoder.mask_features.bias"].eq(3e38).all()
+
+
+@pytest.mark.parametrize("missing", ["decoder", "clip", "nothing"])
+def test_nothing_of_a_network_is_left_to_what_memory_held(tmp_path, small, missing):
+    """Weights come from files, or from their names where there is none: two networks of one folder are equal, buffers and all."""
+    write_model(tmp_path, small[0])
+    (tmp_path / registry.CHECKSUMS).unlink()
+    (tmp_path / f"{missing}.safetensors").unlink(missing_ok=True)
+    first, second = (registry.build_network(registry.locate(tmp_path))[0] for _ in range(2))
+    for tensors in (first.state_dict(), dict(first.named_buffers())):
+        others = {**second.state_dict(), **dict(second.named_buffers())}
+        assert all(torch.equal(value, others[key]) for key, value in tensors.items())
+        assert all(value.isfinite().all() for key, value in tensors.items() if "attn_mask" not in key)
+    assert torch.equal(first.pixel_mean, small[0].pixel_mean)
+
+
 def write_model(folder: Path, network: FCCLIP) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(network.config.to_json())

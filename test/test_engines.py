@@ -17,6 +17,7 @@ from vl4ad_model.engines.torch_engine import TorchEngine
 from vl4ad_model.errors import EngineError, MissingDependencyError
 from vl4ad_model.network.deterministic import fill_deterministically
 from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
+from vl4ad_model.network.uninitialized import Uninitialized
 from vl4ad_model.scoring import Scorer, prepare_classifier
 from vl4ad_model.segmenter import Segmenter
 from vl4ad_model.vocabulary import Vocabulary
@@ -300,7 +301,8 @@ def test_the_public_models_agree_too(model, name, tmp_path):
 
     from vl4ad_model.image_files import read_rgb
 
-    network = FCCLIP(FCCLIPConfig.from_dict(registry.MODELS[model].config)).eval()
+    with Uninitialized():
+        network = FCCLIP(FCCLIPConfig.from_dict(registry.MODELS[model].config)).eval()
     fill_deterministically(network)
     network.requires_grad_(False)
     files = (min((DATA / "evaluation/held_out/images").glob("*.jpg")), photograph())

@@ -20,6 +20,7 @@ from vl4ad_model.engines.torch_engine import TorchEngine
 from vl4ad_model.errors import EngineError, VocabularyError
 from vl4ad_model.network.deterministic import fill_deterministically
 from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
+from vl4ad_model.network.uninitialized import Uninitialized
 from vl4ad_model.segmenter import Segmenter
 from vl4ad_model.vocabulary import Vocabulary
 
@@ -31,7 +32,8 @@ def build_network(name: str) -> FCCLIP:
     info = registry.MODELS[name]
     if info.folder is not None:
         return registry.build_network(registry.locate(name, offline=True))[0]
-    network = FCCLIP(FCCLIPConfig.from_dict(info.config)).eval()
+    with Uninitialized():
+        network = FCCLIP(FCCLIPConfig.from_dict(info.config)).eval()
     fill_deterministically(network)
     return network.requires_grad_(False)
 

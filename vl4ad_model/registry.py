@@ -332,10 +332,12 @@ def build_network(files: ModelFiles) -> tuple[FCCLIP, FCCLIPConfig]:
     from vl4ad_model.network import checkpoint
     from vl4ad_model.network.deterministic import fill_deterministically
     from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
+    from vl4ad_model.network.uninitialized import Uninitialized
 
     config = FCCLIPConfig.from_dict(files.config)
     try:
-        network = FCCLIP(config).eval()
+        with Uninitialized():  # every weight is loaded or filled below
+            network = FCCLIP(config).eval()
     except (ValueError, TypeError, AssertionError, RuntimeError, KeyError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{files.name}: config.json describes no network that can be built ({reason})") from None

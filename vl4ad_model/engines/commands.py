@@ -241,9 +241,11 @@ def _network(model: str, untrained: bool, offline: bool) -> tuple[str, FCCLIP, F
     if untrained and info is not None and info.folder is None:
         from vl4ad_model.network.deterministic import fill_deterministically
         from vl4ad_model.network.fcclip import FCCLIP, FCCLIPConfig
+        from vl4ad_model.network.uninitialized import Uninitialized
 
         config = FCCLIPConfig.from_dict(info.config)
-        network = FCCLIP(config).eval()
+        with Uninitialized():
+            network = FCCLIP(config).eval()
         fill_deterministically(network)
         return f"{model}-untrained", network.requires_grad_(False), config
     files = registry.locate(model, offline=offline)

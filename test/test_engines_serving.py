@@ -129,6 +129,27 @@ def test_a_build_that_fails_while_the_stand_in_is_still_made_uses_up_no_other(ne
     assert made == ["first"] and engine.name == "torch" and "division by zero" in engine.reason
 
 
+def test_a_build_fails_where_nothing_can_take_over(network, cache, picture, caplog, monkeypatch):
+    """A line in the log, no traceback from the building thread, and every image is told; none is answered by what failed."""
+    monkeypatch.setattr(ONNXRuntimeEngine, "load", lambda *_: (_ for _ in ()).throw(RuntimeError("never mind")))
+    thrown = []
+    monkeypatch.setattr(threading, "excepthook", thrown.append)
+
+    def no_memory():
+        raise MemoryError("no memory left")
+
+    engine = ServingEngine(
+        onnx(network, EngineCache(cache.folder / "nothing")), [no_memory, no_memory], reason="as asked for", background=True
+    )
+    engine.prepare(False)
+    assert engine.wait(120) and not thrown
+    assert "never mind" in caplog.text and "no memory left" in caplog.text
+    for _ in range(2):
+        with pytest.raises(EngineError, match="no engine is left"):
+            engine.propose(picture, pooled=False)
+    engine.close()
+
+
 def test_a_build_is_not_done_before_its_engine_has_run(network, tmp_path, picture, monkeypatch):
     held = threading.Event()
     load = ONNXRuntimeEngine.load

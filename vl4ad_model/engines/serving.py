@@ -161,7 +161,11 @@ class ServingEngine(Engine):
                 self.last_error = f"{compiled.name} on {compiled.device} {failure.what} ({failure.text})"
                 log.error("%s; PyTorch answers what needs it", self.last_error)
             else:
-                self._give_up(compiled, failure)
+                try:
+                    self._give_up(compiled, failure)
+                except (RuntimeError, MemoryError):
+                    if not self._background:  # there, the next image is told
+                        raise
         finally:
             ended.set()
             self._told = None
@@ -289,10 +293,16 @@ class ServingEngine(Engine):
                 self._compiled = None
             else:
                 self._fallback = None
-            self.last_error = f"{engine.name} on {engine.device} {failure.what} ({failure.text})"
+            self.last_error = failed = f"{engine.name} on {engine.device} {failure.what} ({failure.text})"
             with contextlib.suppress(Exception):
                 engine.close()
-            next_one = self._made()
+            try:
+                next_one = self._made()
+            except Exception as error:
+                self.last_error = f"{failed}; nothing can take over: {one_line(error)}"
+                log.error("%s", self.last_error)
+                raise
+            self.last_error = failed
             self._chosen_because = f"{next_one.name} on {next_one.device}"
             log.error("%s; %s takes over", self.last_error, self._chosen_because)
 

@@ -218,10 +218,13 @@ class _TensorRTRunner:
 
 
 def _strongly_typed(trt: Any) -> int:
+    """The flag of a network whose types are those of the ONNX file. From TensorRT 11 on all are, and the flag may go."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
-    if flag is None:
+    if flag is not None:
+        return 1 << int(flag)
+    if trt.__name__ == "tensorrt" and int(trt.__version__.partition(".")[0]) < 10:
         raise EngineError(f"TensorRT {trt.__version__} is too old: 10 or newer is needed (JetPack 6.1)")
-    return 1 << int(flag)
+    return 0
 
 
 def check_target(target: str) -> None:

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 # Tests with a running node, a deadline or a memory limit have the machine to themselves. `make test` runs the others first, two at
 # a time; VL4AD_TEST_PART says which part it is.
 ALONE = {
-    "test_benchmarks", "test_cv_bridge", "test_demo", "test_diagnostics", "test_engines_memory", "test_label_info", "test_node",
+    "test_cv_bridge", "test_demo", "test_diagnostics", "test_engines_memory", "test_label_info", "test_node",
     "test_node_load", "test_output_recording", "test_packaging", "test_replay_evaluation",
 }  # fmt: skip
 

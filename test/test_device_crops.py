@@ -273,7 +273,7 @@ def test_a_run_learns_from_crops_made_on_the_device(tmp_path, streets):
         "model": "tiny", "data": [{"kind": "rendered", "folder": str(folder)}], "crop": [64, 96], "scales": [0.8, 1.2],
         "anchored_queries": True, "steps": 50, "warmup_steps": 4, "batch_size": 2, "learning_rate": 0.002, "points": 512,
         "validate_every": 50, "checkpoint_every": 50, "workers": 0, "threads": 1, "name_weight": 0.5, "most_copied": 1,
-        "crops_on_device": True,
+        "crops_on_device": True, "compiled_backbone": False,
     }  # fmt: skip
     Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / "run").run()
     lines = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]

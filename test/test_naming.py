@@ -218,7 +218,7 @@ def copied(tmp_path) -> Path:
 def settings_file(tmp_path: Path, **changes) -> Path:
     values = {
         "model": "tiny", "data": [{"kind": "rendered", "folder": str(FRAMES)}], "crop": [384, 640], "scales": [0.8, 1.2],
-        "batch_size": 4, "workers": 0, "threads": 1, "seed": 5, **changes,
+        "batch_size": 4, "workers": 0, "threads": 1, "seed": 5, "compiled_backbone": False, **changes,
     }  # fmt: skip
     file = tmp_path / "training.yaml"
     file.write_text(yaml.safe_dump(values))
@@ -244,7 +244,7 @@ def test_fitting_names_changes_nothing_else_of_the_decoder(copied, tmp_path):
     before = read_tensors(copied / "decoder.safetensors")
     result = CliRunner().invoke(
         cli.build_app(["train-names"]),
-        ["train-names", "--config", str(settings_file(tmp_path)), "--model", str(copied), "--crops", "32"],
+        ["train-names", "--config", str(settings_file(tmp_path)), "--model", str(copied), "--crops", "16"],
     )
     assert result.exit_code == 0, result.output
     assert f"{copied} can judge names" in result.stdout.replace("\n", "")

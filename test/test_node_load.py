@@ -131,7 +131,7 @@ def test_a_threshold_set_together_with_words_begins_with_their_first_frame():
 def test_more_images_than_it_can_take_cost_neither_memory_nor_age():
     rgb = picture(480, 640)
     client = {"topics": ("segmentation",), "keep": 200}
-    with running_detector({"network_size": [256, 352]}, client=client) as (detector, user), Camera(user, rgb, 60) as camera:
+    with running_detector({"network_size": [128, 192]}, client=client) as (detector, user), Camera(user, rgb, 60) as camera:
         assert user.wait_for(lambda c: len(c.outputs["segmentation"]) >= 5, timeout=60)
         early = detector.memory_mb()
         start = len(user.collected.outputs["segmentation"])

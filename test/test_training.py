@@ -516,7 +516,7 @@ def _settings(rendered: Path, **changes) -> dict:
         "model": "tiny", "data": [source], "validation": [source], "crop": [64, 96], "scales": [0.8, 1.2], "anchored_queries": True,
         "steps": 24, "warmup_steps": 4, "batch_size": 2, "learning_rate": 0.002, "points": 512, "ema_decay": 0.5,
         "validate_every": 24, "validation_images": 2, "checkpoint_every": 12, "workers": 0, "threads": 1, "name_weight": 0.5,
-        "rare_crops": 0.5, "most_copied": 2, **changes,
+        "rare_crops": 0.5, "most_copied": 2, "compiled_backbone": False, **changes,  # compiling takes longer than these short runs
     }  # fmt: skip
 
 
@@ -525,7 +525,7 @@ def test_a_run_learns_keeps_clip_frozen_and_its_model_loads_everywhere(tmp_path,
     from vl4ad_model.segmenter import Segmenter
     from vl4ad_model.training.trainer import Trainer
 
-    config = TrainingConfig.from_dict(_settings(rendered, steps=50, validate_every=50), base=tmp_path)
+    config = TrainingConfig.from_dict(_settings(rendered, steps=50, validate_every=50, compiled_backbone=True), base=tmp_path)
     trainer = Trainer(config, tmp_path / "run")
     before = {key: value.clone() for key, value in trainer.network.clip.state_dict().items()}
     trainer.run()
@@ -801,9 +801,7 @@ def test_two_processes_train_one_model(tmp_path, rendered):
         "weights = b''.join(value.numpy().tobytes() for value in trainer._decoder.state_dict().values())\n"
         "(Path(sys.argv[2]) / ('rank' + os.environ['RANK'])).write_text(hashlib.sha256(weights).hexdigest())\n"
     )
-    config.write_text(
-        json.dumps(_settings(rendered, steps=4, validate_every=4, validation=[], checkpoint_every=4, compiled_backbone=False))
-    )
+    config.write_text(json.dumps(_settings(rendered, steps=4, validate_every=4, validation=[], checkpoint_every=4)))
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     command = [
         sys.executable,

@@ -88,7 +88,7 @@ import test_triton_scoring as here
 from vl4ad_model import triton_scoring
 for number in range(len(here.CASES)):
     for guided in (False, True)[: 1 + (number in here.GUIDED)]:
-        launch = lambda *arguments, **score: triton_scoring.launch(*arguments, 128, pairs=16, **score)
+        launch = lambda *arguments, **score: triton_scoring.launch(*arguments, 128, pairs=64, **score)
         here.agrees(number, "cpu", launch, guided=guided)
 # The first of equally likely classes, as everywhere else.
 masks = torch.zeros((16, 2, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -161,8 +162,12 @@ def kinds(
     trained = [*config.get("training_concepts", ()), *concepts, *generic, *text_corpus.hazard_words()]
     names = list(dict.fromkeys(word.casefold() for word in trained))
 
-    def embed(words: Any) -> Any:
+    @functools.cache
+    def embedded(words: tuple[str, ...]) -> Any:
         return distillation.embed(clip.model, tokenizer, words)
+
+    def embed(words: Any) -> Any:
+        return embedded(tuple(words))
 
     with Progress(transient=True) as progress:
         bar = progress.add_task("asking the tower")
@@ -176,6 +181,7 @@ def kinds(
         bar = progress.add_task("teaching", total=steps)
         schedule = distillation.Schedule(steps=steps, batch_size=batch_size, learning_rate=dictionary.RATE, seed=seed)
         distillation.train(clip.model, plan.lesson, schedule, on_step=lambda step, loss: progress.update(bar, completed=step + 1))
+    embedded.cache_clear()
     after = dictionary.nearest_are_right(embed, plan.left_out, names)
     moved = dictionary.nearest_are_right(embed, plan.moved, names)
     stayed = (embed(names) * staying).sum(axis=1)

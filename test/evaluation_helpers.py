@@ -78,7 +78,8 @@ def write_bag(
     Args:
         path: a new folder.
         messages: (topic, stamp in ns, payload): (H, W) uint8 = mono8, (H, W) float32 = 32FC1, (H, W, 3) uint8 = rgb8,
-            (format, bytes) = CompressedImage, (encoding, array) = Image of that encoding.
+            (format, bytes) = CompressedImage, (encoding, array) = Image of that encoding, bytes = such a message, as it is, on a
+            topic that has others.
         storage: mcap or sqlite3.
         compression: None, "file", "message" or "storage".
         delay: ns by which messages of a topic are recorded after their stamp.
@@ -95,6 +96,9 @@ def write_bag(
         connections: dict[str, Any] = {}
         timed = [(stamp + (delay or {}).get(topic, 0), topic, stamp, payload) for topic, stamp, payload in messages]
         for recorded, topic, stamp, payload in sorted(timed, key=lambda message: message[:3]):
+            if isinstance(payload, bytes):
+                writer.write(connections[topic], recorded, payload)
+                continue
             header = kinds["std_msgs/msg/Header"](kinds["builtin_interfaces/msg/Time"](stamp // 10**9, stamp % 10**9), "camera")
             message = _message(kinds, header, payload)
             if topic not in connections:

@@ -220,6 +220,15 @@ def test_broken_bags_are_one_line(tmp_path, capfd):
     assert not (tmp_path / "r.json").exists()
 
 
+def test_what_of_a_bag_is_not_used_is_said(tmp_path, capfd):
+    messages = scored_messages(small_frames(4))
+    messages = [*messages[:-1], *messages[:1]]
+    bag = write_bag(tmp_path / "drive", messages)
+    done = vl4ad(capfd, "evaluate", "bag", bag, "--score-topic", "/vl4ad/score", "--metrics", "pixel")
+    assert done.code == 0 and f"vl4ad: {bag}: 1 messages on /vl4ad/score repeat a stamp and are left out" in done.err
+    assert f"vl4ad: {bag}: 1 score maps on /vl4ad/score have no label and are left out" in done.err
+
+
 # --- interruption -----------------------------------------------------------------------------------------------------------
 
 

@@ -440,6 +440,10 @@ def test_damage_inside_a_bag_is_one_clear_line(tmp_path):
     file.write_bytes(content)
     with pytest.raises(EvaluationError, match=r"drive"):
         frames_of(open_bag(bag))
+    from vl4ad_ros.demo_recording import read_recording
+
+    with pytest.raises(EvaluationError, match=r"drive is damaged"):
+        read_recording(bag)
 
 
 @pytest.mark.parametrize(
@@ -481,21 +485,96 @@ def test_a_label_without_its_image_does_not_take_that_of_the_next_label(tmp_path
     assert "no message on /image" in found[False].failure
 
 
-def test_a_message_that_cannot_be_decoded_fails_its_frame_and_no_other(tmp_path, monkeypatch):
-    bag = write_bag(tmp_path / "drive", scored_messages(small_frames(3)))
-    source = open_bag(bag, score_topic="/vl4ad/score")
-    entries = source.entries()
-    from rosbags.highlevel import AnyReader
-
-    decode = AnyReader.deserialize
-    broken = [0, 0, 1]  # both messages of the first frame can be read, of the second frame not even the first
-
-    def sometimes(self, raw, kind):
-        if broken.pop(0) if broken else False:
-            raise ValueError("what a parser meets")
-        return decode(self, raw, kind)
-
-    monkeypatch.setattr(AnyReader, "deserialize", sometimes)
-    frames = list(source.frames(entries))
+def test_a_message_that_cannot_be_decoded_fails_its_frame_and_no_other(tmp_path):
+    start = int(START / 10**9).to_bytes(4, "little")
+    cut = b"\0\1\0\0" + start + (STEP).to_bytes(4, "little") + b"\0\0"  # a header and nothing more
+    messages = scored_messages(small_frames(3))
+    messages[2] = (*messages[2][:2], cut)
+    source = open_bag(write_bag(tmp_path / "drive", messages), score_topic="/vl4ad/score")
+    frames = list(source.frames(source.entries()))
     assert [isinstance(frame, FrameFailure) for frame in frames] == [False, True, False]
     assert "cannot be decoded" in frames[1].reason
+
+
+def test_a_message_too_short_for_a_header_is_a_frame_that_failed_and_no_other(tmp_path):
+    messages = [*scored_messages(FRAMES), ("/vl4ad/score", START + STEP + 5, b"\0\1\0\0")]
+    source = open_bag(write_bag(tmp_path / "drive", messages), score_topic="/vl4ad/score")
+    frames = frames_of(source)
+    assert [isinstance(frame, FrameFailure) for frame in frames] == [False, False, True, False, False, False]
+    assert frames[2].name == "drive/1700000000.100000005 on /vl4ad/score" and "too short for a header" in frames[2].reason
+
+
+def test_messages_without_stamps_are_refused_and_repeated_ones_said(tmp_path):
+    zero = write_bag(tmp_path / "zero", [(topic, 0, payload) for topic, _, payload in scored_messages(FRAMES)])
+    with pytest.raises(EvaluationError, match=r"zero: all 5 messages on /vl4ad/score have stamp 0"):
+        open_bag(zero, score_topic="/vl4ad/score").entries()
+    twice = scored_messages(FRAMES)
+    twice += [(topic, stamp, payload * 0) for topic, stamp, payload in twice[:4:2]]
+    source = open_bag(write_bag(tmp_path / "twice", twice), score_topic="/vl4ad/score")
+    assert source.left_out() == [f"{tmp_path / 'twice'}: 2 messages on /vl4ad/score repeat a stamp and are left out"]
+    assert [(frame.scores == scores).all() for frame, (scores, _) in zip(frames_of(source), FRAMES, strict=True)] == [True] * 5
+
+
+def test_stamps_that_nearly_match_name_the_option_and_the_difference(tmp_path):
+    messages = [(topic, stamp + 3000 * (topic == "/camera/labels"), each) for topic, stamp, each in scored_messages(FRAMES)]
+    bag = write_bag(tmp_path / "drive", messages)
+    reasons = {frame.reason for frame in frames_of(open_bag(bag, score_topic="/vl4ad/score"))}
+    assert reasons == {
+        "no message on /vl4ad/score has this label's stamp: the nearest is 0.000003 s away (--tolerance 0.000003 takes it)"
+    }
+    near = frames_of(open_bag(bag, score_topic="/vl4ad/score", tolerance=0.000003))
+    assert len(near) == 5 and not any(isinstance(frame, FrameFailure) for frame in near)
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_labels_recorded_long_after_the_images_are_found(tmp_path, storage):
+    messages = recording()
+    messages += [(topic, stamp + 100 * STEP, payload) for topic, stamp, payload in messages if topic == "/camera/image"]
+    messages += [("/camera/labels", START + 100 * STEP + index * STEP, FRAMES[index][1]) for index in range(5)]
+    source = open_bag(write_bag(tmp_path / "drive", messages, storage=storage, delay={"/camera/labels": 600 * STEP}))
+    entries = source.entries()
+    for chosen in (entries, entries[3:4], [entries[8], entries[1]]):
+        frames = list(source.frames(chosen))
+        assert [frame.name for frame in frames] == [entry.name for entry in chosen]
+        for frame in frames:
+            index = int(frame.name[-9])
+            assert (frame.rgb == picture(seed=index)).all() and (frame.labels.anomaly == FRAMES[index][1]).all()
+
+
+def test_a_bag_s_hazards_json_alone_says_that_labels_are_classes(tmp_path):
+    road = np.zeros((48, 64), np.uint8)
+    road[:, :20] = 1  # the pavement, or an anomaly
+    bag = write_bag(tmp_path / "drive", [("/camera/image", START, picture()), ("/camera/labels", START, road)])
+    assert frames_of(open_bag(bag))[0].labels.classes is None
+    (bag / "hazards.json").write_text('{"hazards": {"100": "tyre"}}')
+    for path in (bag, next(bag.glob("*.mcap"))):
+        labels = frames_of(open_bag(path))[0].labels
+        assert labels.classes[0, 0] == 1 and not labels.anomaly.any()
+    assert frames_of(open_bag(bag, label_values="anomaly"))[0].labels.anomaly.any()
+
+
+def test_images_are_read_whatever_else_a_bag_holds_and_says_of_it(tmp_path):
+    from rosbags.rosbag2 import StoragePlugin, Writer
+
+    whole = write_bag(tmp_path / "whole", scored_messages(FRAMES))
+    for name, foreign, known in (("foreign", "other_msgs/Bar bar\n", None), ("broken", "int32 x =\n", None), ("bare", "", "")):
+        from rosbags.highlevel import AnyReader
+
+        with (
+            AnyReader([whole]) as read,
+            Writer(tmp_path / name, version=8, storage_plugin=StoragePlugin.MCAP) as writer,
+        ):
+            other = writer.add_connection("/my", "my_msgs/msg/Foo", msgdef=foreign, rihs01="RIHS01_0")
+            writer.write(other, START, b"\0\1\0\0")
+            kept = {}
+            for each in read.connections:
+                definition = {"typestore": read.typestore} if known is None else {"msgdef": known, "rihs01": "RIHS01_1"}
+                kept[each.topic] = writer.add_connection(each.topic, each.msgtype, **definition)
+            for connection, when, raw in read.messages():
+                writer.write(kept[connection.topic], when, raw)
+        frames = frames_of(open_bag(tmp_path / name, score_topic="/vl4ad/score"))
+        assert [(frame.scores == scores).all() for frame, (scores, _) in zip(frames, FRAMES, strict=True)] == [True] * 5
+    file = next(whole.glob("*.mcap"))
+    file.write_bytes(file.read_bytes().replace(b"ros2msg", b"ros1msg"))
+    with pytest.raises(EvaluationError, match=r"cannot be read as a rosbag2 recording: a topic is described as ros1msg: copy the"):
+        open_bag(whole)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vl4ad_model.errors import EvaluationError, MissingDependencyError
-from vl4ad_model.evaluation.label_files import FIRST_HAZARD, HAZARDS_FILE, read_hazard_names
+from vl4ad_model.errors import EvaluationError
+from vl4ad_model.evaluation.label_files import FIRST_HAZARD, read_hazard_names
 
 
 @dataclass(frozen=True)
@@ -64,27 +64,18 @@ def read_recording(path: Path) -> Recording:
     Raises:
         EvaluationError: no such bag, damaged, or not of this kind.
     """
-    from vl4ad_model.evaluation.bags import decode_labels, open_bag, stamp_of
+    from vl4ad_model.evaluation import bags
 
-    source = open_bag(path, label_values="classes", class_count=FIRST_HAZARD)
-    try:
-        from rosbags.highlevel import AnyReader
-        from rosbags.typesys import Stores, get_typestore
-    except ModuleNotFoundError:
-        raise MissingDependencyError("rosbags", "evaluation", "reading bags") from None
-    images: dict[int, tuple[bytes, str]] = {}
-    labels: dict[int, np.ndarray] = {}
-    with AnyReader([path], default_typestore=get_typestore(Stores.LATEST)) as reader:
-        wanted = [each for each in reader.connections if each.topic in (source.image_topic, source.label_topic)]
-        for connection, _, raw in reader.messages(connections=wanted):
-            time = stamp_of(raw)  # of the header: image and label are recorded one after the other
-            if connection.topic == source.image_topic:
-                images[time] = (bytes(raw), connection.msgtype)
-            else:
-                labels[time] = decode_labels(reader.deserialize(raw, connection.msgtype))
-    times = sorted(images.keys() & labels.keys())
-    if len(times) < 2:
+    source = bags.open_bag(path, label_values="classes", class_count=FIRST_HAZARD)
+    image_topic, label_topic = source.image_topic or "", source.label_topic or ""
+    entries = [entry for entry in source.entries() if not entry.failure]
+    if len(entries) < 2:
         raise EvaluationError(f"{path}: images and labels have no times in common")
-    frames = tuple(RecordedFrame((time - times[0]) * 1e-9, *images[time], labels[time]) for time in times)
-    legend = path / HAZARDS_FILE
-    return Recording(frames, str(source.image_topic), read_hazard_names(legend) if legend.is_file() else {})
+    times = [next(stamp for topic, stamp, _ in entry.key if topic == image_topic) for entry in entries]
+    frames = []
+    for time, messages in zip(times, bags.raw_messages(path, [entry.key for entry in entries]), strict=True):
+        kind, raw = messages[image_topic]
+        labels = bags.decode_labels(bags.decoded({label_topic: messages[label_topic]})[label_topic])
+        frames.append(RecordedFrame((time - times[0]) * 1e-9, bytes(raw), kind, labels))
+    legend = source.hazards_file()
+    return Recording(tuple(frames), image_topic, read_hazard_names(legend) if legend else {})

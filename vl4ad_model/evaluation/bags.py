@@ -1,18 +1,24 @@
 """rosbag2 recordings as frames: images and label maps (or recorded scores) that carry the same header stamp.
 
 Read through `rosbags`, so no ROS installation is needed: mcap and sqlite3, compressed or not, Image and CompressedImage.
-Listing the frames reads the stamps only; frames are then read by time, so processes can share one bag.
+Listing the frames reads every message of its topics once; frames are then read by time, so processes can share one bag.
 """
 
 from __future__ import annotations
 
+import bisect
+import contextlib
 import io
+import itertools
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from vl4ad_model.errors import EvaluationError, MissingDependencyError, Vl4adError
 from vl4ad_model.evaluation import label_files
@@ -23,6 +29,12 @@ IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 _LABEL_WORDS = ("label", "ground_truth", "semantic")
 _MCAP_END = b"\x89MCAP0\r\n"
 _NS = 1_000_000_000
+_CLOSE = _NS // 10
+"""Stamps this near may be meant to be the same."""
+_FAR_APART = _NS
+"""A frame's messages that were recorded further apart than this are read one by one, not with all that lies between."""
+_KEPT_STAMPS = 1_000_000
+_LOOKED_AT = 10
 
 
 class _Message(NamedTuple):
@@ -30,6 +42,20 @@ class _Message(NamedTuple):
 
     stamp: int
     recorded: int
+
+
+class _Listed(NamedTuple):
+    """The messages of a topic.
+
+    Attributes:
+        messages: by stamp; of several with one stamp the first counts.
+        repeated: how many do not count.
+        short: when those were recorded that are too short for a header, nanoseconds.
+    """
+
+    messages: dict[int, _Message]
+    repeated: int
+    short: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -68,48 +94,99 @@ class BagSource:
         return label_files.read_hazard_names(file) if file else {}
 
     def _names_file(self) -> Path | None:
-        if not self.hazard_names or self.label_values != "classes":
-            return None
+        return self.hazards_file() if self.hazard_names and self.label_values == "classes" else None
+
+    def hazards_file(self) -> Path | None:
+        """hazards.json in the bag's folder, which also says that labels are classes."""
         file = (self.path if self.path.is_dir() else self.path.parent) / label_files.HAZARDS_FILE
         return file if file.is_file() else None
 
+    @property
+    def _seen_topic(self) -> str:
+        """What is evaluated."""
+        return self.score_topic or self.image_topic or ""
+
+    @property
+    def _topics(self) -> list[str]:
+        return [topic for topic in (self.image_topic, self.score_topic, self.label_topic) if topic]
+
+    def _pairs(self) -> list[tuple[int, int | None]]:
+        """Each label's stamp, and that of the image or scores it belongs to, if any."""
+        listed = _messages_of(self.path, self._topics)
+        labels, seen = listed[self.label_topic or ""].messages, listed[self._seen_topic].messages
+        return _nearest(sorted(labels), sorted(seen), self.tolerance_ns)
+
+    def left_out(self) -> list[str]:
+        """What of the bag is not used, one line each."""
+        listed = _messages_of(self.path, self._topics)
+        lines = [
+            f"{self.path}: {each.repeated} messages on {topic} repeat a stamp and are left out"
+            for topic, each in listed.items()
+            if each.repeated
+        ]
+        if self.label_topic:
+            used = sum(stamp is not None for _, stamp in self._pairs())
+            what = "score maps" if self.score_topic else "images"
+            if lonely := len(listed[self._seen_topic].messages) - used:
+                lines.append(f"{self.path}: {lonely} {what} on {self._seen_topic} have no label and are left out")
+        return lines
+
     def entries(self) -> list[Entry]:
         self.names()
-        seen_topic = self.score_topic or self.image_topic
-        topics = [topic for topic in (self.image_topic, self.score_topic, self.label_topic) if topic]
-        stamps = _stamps(self.path, topics)
-        seen, labels = stamps[seen_topic or ""], stamps.get(self.label_topic or "", {})
-        for topic in topics:
-            if len(stamps[topic]) > 1 and not any(stamps[topic]):
-                raise EvaluationError(f"{self.path}: every message on {topic} has stamp 0, so images and labels cannot be matched")
-        pictures = stamps.get(self.image_topic or "", {})
+        listed = _messages_of(self.path, self._topics)
+        for topic, each in listed.items():
+            if each.repeated and set(each.messages) == {0}:
+                raise EvaluationError(
+                    f"{self.path}: all {each.repeated + 1} messages on {topic} have stamp 0, "
+                    "so frames cannot be told apart, nor matched with labels"
+                )
+        seen = listed[self._seen_topic].messages
+        labels = listed[self.label_topic].messages if self.label_topic else {}
+        pictures = listed[self.image_topic].messages if self.image_topic else {}
         names_file = self._names_file()
         state = _state(self.path) + (_state(names_file) if names_file and self.path.is_file() else [])
         version = " ".join(f"{name}:{size}:{modified}" for name, size, modified in state)
-        entries: list[tuple[int, Entry]] = []  # with their stamps, which order them
+        entries = [
+            (recorded, Entry(f"{self._frame_name(recorded)} on {topic}", (), version, "the message is too short for a header"))
+            for topic, each in listed.items()
+            for recorded in each.short
+        ]  # with their stamps, which order them
         last = None
         if not self.label_topic:
             matched: list[tuple[int, int | None]] = [(stamp, None) for stamp in sorted(seen)]
         else:
-            nearest = _nearest(sorted(labels), sorted(seen), self.tolerance_ns)
+            nearest = self._pairs()
             matched = sorted((stamp, label) for label, stamp in nearest if stamp is not None)
             lonely = [label for label, stamp in nearest if stamp is None]
+            reasons = [f"no message on {self._seen_topic} has this label's stamp{each}" for each in self._how_near(lonely, seen)]
             entries += [
-                (label, Entry(self._frame_name(label), (), version, f"no message on {seen_topic} has this label's stamp"))
-                for label in lonely
+                (label, Entry(self._frame_name(label), (), version, reason)) for label, reason in zip(lonely, reasons, strict=True)
             ]
         for stamp, label in matched:
             if self.every_ns and last is not None and stamp - last < self.every_ns:
                 continue
             last = stamp
-            wanted = {seen_topic: seen[stamp]}
+            wanted = {self._seen_topic: seen[stamp]}
             if label is not None:
-                wanted[self.label_topic] = labels[label]
+                wanted[self.label_topic or ""] = labels[label]
             if self.image_topic and stamp in pictures:
                 wanted[self.image_topic] = pictures[stamp]
             key = tuple(sorted((topic, *message) for topic, message in wanted.items()))
             entries.append((stamp, Entry(self._frame_name(stamp), key, version)))
         return [entry for _, entry in sorted(entries, key=lambda pair: pair[0])]
+
+    def _how_near(self, labels: list[int], seen: Iterable[int]) -> Iterator[str]:
+        """For labels that belong to nothing: how far the nearest stamp is, and what to do about it."""
+        others = sorted(seen)
+        for label in labels:
+            place = bisect.bisect_left(others, label)
+            apart = min(abs(other - label) for other in others[max(0, place - 1) : place + 1])
+            if apart <= self.tolerance_ns:
+                yield ": the nearest one belongs to another label"
+            else:
+                yield f": the nearest is {_seconds(apart)} s away" + (
+                    f" (--tolerance {_seconds(apart)} takes it)" if apart <= _CLOSE else ""
+                )
 
     def _frame_name(self, stamp: int) -> str:
         return f"{self.name}/{stamp // _NS}.{stamp % _NS:09}"
@@ -124,7 +201,7 @@ class BagSource:
                 continue
             done += 1
             try:
-                yield self._frame(entry.name, _decoded(self.path, next(messages)), names)
+                yield self._frame(entry.name, decoded(next(messages)), names)
             except Vl4adError as error:
                 yield FrameFailure(entry.name, f"{entry.name}: {error}")
                 messages = raw_messages(self.path, wanted[done:])  # a generator that has raised gives nothing more
@@ -226,7 +303,8 @@ def open_bag(
         round(every * _NS),
         hazard_names,
     )
-    if label_topic and label_values == "auto" and _has_classes(source):
+    # Of the first labels only; a later one that contradicts is an error of its frame.
+    if label_topic and label_values == "auto" and (source.hazards_file() or _have_classes(_first_labels(source))):
         source = replace(source, label_values="classes")
     return source
 
@@ -243,18 +321,17 @@ def _listed(topics: dict[str, tuple[str, int]]) -> str:
     return ", ".join(parts) or "none"
 
 
-def _has_classes(source: BagSource) -> bool:
-    """Look at the first labels only; a later one that contradicts is an error of its frame."""
-    labelled = [entry for entry in source.entries() if not entry.failure][:10]
-    keys = [[part for part in entry.key if part[0] == source.label_topic] for entry in labelled]
-    for raw in raw_messages(source.path, keys):
-        try:
-            messages = _decoded(source.path, raw)
-            if label_files.looks_like_classes(decode_labels(messages[source.label_topic or ""])):
-                return True
-        except Vl4adError:
-            continue
-    return False
+def _have_classes(labels: Sequence[np.ndarray]) -> bool:
+    return any(map(label_files.looks_like_classes, labels))
+
+
+def _first_labels(source: BagSource) -> list[np.ndarray]:
+    """The first labels that can be read."""
+    topic, found = source.label_topic or "", []
+    for connection, _, raw in itertools.islice(_raw(source.path, [topic]), _LOOKED_AT):
+        with contextlib.suppress(Vl4adError):
+            found.append(decode_labels(decoded({topic: (connection.msgtype, raw)})[topic]))
+    return found
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------------
@@ -269,15 +346,17 @@ def _reader(path: Path) -> Any:
     if key in _readers:
         return _readers[key]
     try:
-        from rosbags.highlevel import AnyReader
-        from rosbags.typesys import Stores, get_typestore
+        from rosbags.rosbag2 import Reader
     except ModuleNotFoundError:
         raise MissingDependencyError("rosbags", "evaluation", "reading bags") from None
     try:
-        reader = AnyReader([path], default_typestore=get_typestore(Stores.LATEST))
+        reader = Reader(path)
         reader.open()
     except Exception as error:  # damage shows itself in many ways: structs, YAML, SQL, decompressors
-        raise EvaluationError(f"{path} cannot be read as a rosbag2 recording: {first_line(error)}") from None
+        why = first_line(error)
+        if isinstance(error, KeyError) and error.args in (("jsonschema",), ("protobuf",), ("flatbuffer",), ("ros1msg",)):
+            why = f"a topic is described as {error.args[0]}: copy the image topics into a bag of their own, with `mcap filter -y`"
+        raise EvaluationError(f"{path} cannot be read as a rosbag2 recording: {why}") from None
     while len(_readers) >= 4:
         _readers.pop(next(iter(_readers))).close()
     _readers[key] = reader
@@ -323,30 +402,51 @@ def _raw(path: Path, topics: Sequence[str], start: int | None = None, stop: int 
         raise EvaluationError(f"{path} is damaged: {first_line(error)}") from None
 
 
-def stamp_of(raw: bytes) -> int:
-    """Nanoseconds of the header, which is the first field of Image and CompressedImage, without decoding the rest."""
+def stamp_of(raw: bytes) -> int | None:
+    """Nanoseconds of the header, the first field of Image and CompressedImage, without decoding the rest; None = too short."""
     if len(raw) < 12:
-        raise EvaluationError("a message is too short for a header")
+        return None
     seconds, nanoseconds = struct.unpack_from("<iI" if raw[1] & 1 else ">iI", raw, 4)
     return seconds * _NS + nanoseconds
 
 
-def _stamps(path: Path, topics: Sequence[str]) -> dict[str, dict[int, _Message]]:
-    """Per topic, its messages by stamp; of several with one stamp the first counts."""
+_listings: dict[tuple[Any, ...], dict[str, _Listed]] = {}
+
+
+def _messages_of(path: Path, topics: Sequence[str]) -> dict[str, _Listed]:
+    """The messages of topics. A bag is read for it once; what was found of the latest ones is kept."""
+    _check_bag(path)
+    key = (path, *_state(path), *topics)
+    if key in _listings:
+        return _listings[key]
     found: dict[str, dict[int, _Message]] = {topic: {} for topic in topics}
+    repeated = dict.fromkeys(topics, 0)
+    short: dict[str, list[int]] = {topic: [] for topic in topics}
     for connection, recorded, raw in _raw(path, topics):
-        stamp = stamp_of(raw)
-        found[connection.topic].setdefault(stamp, _Message(stamp, recorded))
+        topic, stamp = connection.topic, stamp_of(raw)
+        if stamp is None:
+            short[topic].append(recorded)
+        elif stamp in found[topic]:
+            repeated[topic] += 1
+        else:
+            found[topic][stamp] = _Message(stamp, recorded)
     for topic in topics:
         if not found[topic]:
-            raise EvaluationError(f"{path}: topic {topic} has no messages")
-    return found
+            what = "message on it that is long enough for a header" if short[topic] else "messages"
+            raise EvaluationError(f"{path}: topic {topic} has no {what}")
+    listed = {topic: _Listed(found[topic], repeated[topic], tuple(short[topic])) for topic in topics}
+    while _listings and sum(len(each.messages) for kept in [*_listings.values(), listed] for each in kept.values()) > _KEPT_STAMPS:
+        _listings.pop(next(iter(_listings)))
+    _listings[key] = listed
+    return listed
+
+
+def _seconds(nanoseconds: int) -> str:
+    return f"{nanoseconds / _NS:.9f}".rstrip("0").rstrip(".")
 
 
 def _nearest(wanted: list[int], available: list[int], tolerance: int) -> list[tuple[int, int | None]]:
     """For each wanted stamp the nearest available one within the tolerance; each is used once, the closest pairs first."""
-    import bisect
-
     candidates = []
     for stamp in wanted:
         near = available[bisect.bisect_left(available, stamp - tolerance) : bisect.bisect_right(available, stamp + tolerance)]
@@ -365,15 +465,22 @@ def topic_kind(path: Path, topic: str) -> str:
     return next(connection.msgtype for connection in _reader(path).connections if connection.topic == topic)
 
 
-def _decoded(path: Path, messages: dict[str, tuple[str, bytes]]) -> dict[str, Any]:
+@lru_cache(maxsize=1)
+def _typestore() -> Any:
+    """What images are like, of ROS itself: it is the same in every version, and bags need not say it."""
+    from rosbags.typesys import Stores, get_typestore
+
+    return get_typestore(Stores.LATEST)
+
+
+def decoded(messages: dict[str, tuple[str, bytes]]) -> dict[str, Any]:
     """Messages by topic from their bytes.
 
     Raises:
         EvaluationError: one is damaged.
     """
-    reader = _reader(path)
     try:
-        return {topic: reader.deserialize(raw, kind) for topic, (kind, raw) in messages.items()}
+        return {topic: _typestore().deserialize_cdr(raw, kind) for topic, (kind, raw) in messages.items()}
     except Exception as error:  # rosbags raises what its parser meets
         raise EvaluationError(f"a message cannot be decoded ({first_line(error)})") from None
 
@@ -385,8 +492,34 @@ def raw_messages(path: Path, wanted: Sequence[Sequence[tuple[str, int, int]]]) -
         path: the bag.
         wanted: per frame, (topic, stamp, time of recording) as in `Entry.key`.
     """
-    if not wanted:
-        return
+    for far, frames in itertools.groupby(wanted, _far_apart):
+        if far:
+            yield from map(partial(_one_by_one, path), frames)
+        else:
+            yield from _in_a_row(path, list(frames))
+
+
+def _far_apart(frame: Sequence[tuple[str, int, int]]) -> bool:
+    times = [recorded for _, _, recorded in frame]
+    return max(times) - min(times) > _FAR_APART
+
+
+def _one_by_one(path: Path, frame: Sequence[tuple[str, int, int]]) -> dict[str, tuple[str, bytes]]:
+    """Messages of a frame, each by its own time."""
+    found = {}
+    for topic, stamp, recorded in frame:
+        raw = next((raw for _, _, raw in _raw(path, [topic], recorded, recorded + 1) if stamp_of(raw) == stamp), None)
+        if raw is None:
+            raise EvaluationError(_GONE.format(path))
+        found[topic] = (topic_kind(path, topic), raw)
+    return found
+
+
+_GONE = "{}: a message that was listed is gone: was the bag changed?"
+
+
+def _in_a_row(path: Path, wanted: Sequence[Sequence[tuple[str, int, int]]]) -> Iterator[dict[str, tuple[str, bytes]]]:
+    """Messages of frames in one pass, from the first to the last."""
     needed = {(topic, stamp) for frame in wanted for topic, stamp, _ in frame}
     times = [recorded for frame in wanted for _, _, recorded in frame]
     stream = _raw(path, sorted({topic for topic, _ in needed}), min(times), max(times) + 1)
@@ -398,8 +531,8 @@ def raw_messages(path: Path, wanted: Sequence[Sequence[tuple[str, int, int]]]) -
         while not all(key in held for key in keys):
             message = next(stream, None)
             if message is None:
-                raise EvaluationError(f"{path}: a message that was listed is gone: was the bag changed?")
-            key = (message[0].topic, stamp_of(message[2]))
-            if key in needed and key not in held:
-                held[key] = message[2]
+                raise EvaluationError(_GONE.format(path))
+            topic, found = message[0].topic, stamp_of(message[2])
+            if found is not None and (topic, found) in needed:
+                held.setdefault((topic, found), message[2])
         yield {topic: (kinds[topic], held.pop((topic, stamp))) for topic, stamp in keys}

@@ -82,10 +82,15 @@ def image_sources(
 
 
 def bag_sources(bags: Sequence[Path], **options: Any) -> list[BagSource]:
-    """One source per bag."""
+    """One source per bag; what of it is not used is said."""
     from vl4ad_model.evaluation.bags import open_bag
+    from vl4ad_model.evaluation.outputs import warn
 
-    return [open_bag(bag, name=name, **options) for bag, name in zip(bags, unique_names(bags), strict=True)]
+    sources = [open_bag(bag, name=name, **options) for bag, name in zip(bags, unique_names(bags), strict=True)]
+    for source in sources:
+        for line in source.left_out():
+            warn(line)
+    return sources
 
 
 def unique_names(paths: Sequence[Path]) -> list[str]:

@@ -286,6 +286,63 @@ def test_work_of_another_configuration_or_of_changed_files_is_not_used(tmp_path,
     assert changed["AuPRC"] == read(tmp_path / "f.json")["AuPRC"]
 
 
+def test_a_strict_run_leaves_no_folder_that_the_next_one_refuses(tmp_path, capfd):
+    """The other worker still counts a large frame when the first one fails."""
+    (bad, label), (score, _) = small_frames(2)
+    large = [(np.tile(score, (20, 20)), np.tile(label, (20, 20)))] * 3
+    scores, labels = write_folders(tmp_path, [(np.where(label == 255, bad, np.float32(np.nan)), label), *large])
+    command = ("evaluate", "scores", "--scores", scores, "--labels", labels, "--workers", 2, "--json", tmp_path / "r.json")
+    one_line(vl4ad(capfd, *command, "--strict"), "000: ")
+    work = tmp_path / "r.json.partial"
+    assert not work.exists() or (work / "fingerprint").is_file()
+    done = vl4ad(capfd, *command[:-4], "--json", tmp_path / "r.json")
+    assert done.code == NOT_WHOLE and not work.exists(), done.err
+
+
+def test_nothing_is_written_into_a_work_folder_that_is_gone(tmp_path):
+    from vl4ad_model.evaluation.frame_counts import count_first
+    from vl4ad_model.evaluation.label_files import LabelMap
+    from vl4ad_model.evaluation.sources import Entry
+    from vl4ad_model.evaluation.work_folder import WorkFolder, WorkFolderError
+
+    score, label = small_frames(1)[0]
+    counts = count_first("a", score, LabelMap(label, None), None, ("pixel",), 0, 0)
+    work, entry = WorkFolder(tmp_path / "gone"), Entry("a", ())
+    for save in (lambda: work.save(entry, counts), lambda: work.save_maps(entry, score, LabelMap(label, None))):
+        with pytest.raises(WorkFolderError, match="cannot write"):
+            save()
+    assert not work.path.exists()
+    work.path.mkdir()
+    for kind, damage in (("counts", b""), ("counts", b"PK"), ("maps", b""), ("maps", None)):
+        work.save_maps(entry, score, LabelMap(label, None))
+        work.save(entry, counts)
+        work.forget_damaged([entry], maps=True)
+        assert work.has(entry)
+        file = next(work.path.glob(f"*.{kind}"))
+        file.write_bytes(file.read_bytes()[:-100] if damage is None else damage)
+        work.forget_damaged([entry], maps=False)
+        assert work.has(entry) == (kind == "maps")
+        work.forget_damaged([entry], maps=True)
+        assert not work.has(entry)
+
+
+@pytest.mark.parametrize("cut", [0, 300, -1])
+def test_a_damaged_file_of_an_interrupted_run_is_counted_anew(tmp_path, capfd, cut):
+    frames = small_frames(3)
+    scores, labels = write_folders(tmp_path, frames)
+    np.save(scores / "002.npy", np.full((48, 64), np.nan, np.float32))
+    command = ("evaluate", "scores", "--scores", scores, "--labels", labels, "--json", tmp_path / "r.json")
+    assert vl4ad(capfd, *command, "--strict").code == USER_ERROR
+    file = min((tmp_path / "r.json.partial").glob("*.counts"))
+    content = file.read_bytes()
+    file.write_bytes(content[:400] + bytes(200) + content[600:] if cut < 0 else content[:cut])
+    done = vl4ad(capfd, *command)
+    assert done.code == NOT_WHOLE and "resuming (1 of 3 frames are counted)" in done.err, done.err
+    good, good_labels = write_folders(tmp_path / "good", frames[:2])
+    vl4ad(capfd, "evaluate", "scores", "--scores", good, "--labels", good_labels, "--json", tmp_path / "good.json")
+    assert read(tmp_path / "good.json")["per_frame"] == read(tmp_path / "r.json")["per_frame"]
+
+
 def test_a_folder_in_the_way_of_the_work_is_not_deleted(tmp_path, capfd):
     scores, labels = write_folders(tmp_path, small_frames(1))
     (tmp_path / "r.json.partial").mkdir()

@@ -169,8 +169,8 @@ MISTAKES = {
     "FPR after 95 % recall is passed": (pixel, "np.searchsorted(recall, 0.95)", "np.searchsorted(recall, 0.95) + 1"),
     "Fishyscapes: ties with ordinary pixels count in favour": (
         exact,
-        "count_below(thresholds),",
-        "count_below(thresholds, or_equal=True),",
+        "below = ordinary.count_below(thresholds)",
+        "below = ordinary.count_below(thresholds, or_equal=True)",
     ),
     "Fishyscapes: a tie counts nothing in the area": (exact, "tied * 0.5", "tied * 0.0"),
 }
@@ -385,6 +385,42 @@ def test_exact_metrics_equal_a_plain_count_over_every_threshold(case):
         assert got.fpr95 == pytest.approx(fpr[np.argmax(tp / truth.sum() >= 0.95)], abs=1e-12)
 
 
+@settings(max_examples=60, deadline=None)
+@given(frames_and_a_partition(), st.integers(1, 3000))
+def test_few_and_many_thresholds_give_the_same_integers(case, more):
+    """A frame with fewer ordinary pixels than there are thresholds is counted the other way round."""
+    frames, groups = case
+    pixels = [split_pixels(scores, labels) for scores, labels in frames]
+    scores = np.random.default_rng(more).random(more, dtype=np.float32) * 1.2 - np.float32(0.1)
+    for thresholds in (np.unique(scores), np.unique(np.concatenate([scores, *[s[y == 0] for s, y in frames]]))):
+        merged = exact.merge_ordinary(
+            exact.merge_ordinary(exact.count_ordinary(pixels[i], thresholds) for i in group) for group in groups if group
+        )
+        ordinary = np.concatenate([scores[labels == 0] for scores, labels in frames])
+        assert merged.total == ordinary.size and merged.thresholds == thresholds.size
+        reached, tied = np.zeros((2, thresholds.size + 1), int)
+        np.add.at(reached, (ordinary[:, None] >= thresholds).sum(axis=1), 1)
+        tied[1:] = (ordinary[:, None] == thresholds).sum(axis=0)
+        for ranks, counts, expected in ((merged.ranks, merged.pixels, reached), (merged.tied_ranks, merged.tied, tied)):
+            got = np.zeros_like(expected)
+            got[ranks] = counts
+            assert (got == expected).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(frames_and_a_partition(), st.integers(1, 50))
+def test_scores_put_among_others_bit_by_bit_are_those_of_all(case, chunk):
+    frames, _ = case
+    parts = [exact.count_anomalous(split_pixels(scores, labels)) for scores, labels in frames]
+    exact_, before = _changed(exact, "_CHUNK = 1 << 20", f"_CHUNK = {chunk}"), [part.pixels.copy() for part in parts]
+    got = exact_.merge_anomalous(parts)
+    distinct, pixels = np.unique(np.concatenate([s[y == 1] for s, y in frames]), return_counts=True)
+    assert (got.distinct == distinct).all() and (got.pixels == pixels).all()
+    assert all((part.pixels == pixels).all() for part, pixels in zip(parts, before, strict=True))
+    for one, other in zip(vars(fishyscapes(frames, module=exact_)).values(), vars(fishyscapes(frames)).values(), strict=True):
+        assert _same(one, other)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -417,13 +453,16 @@ def test_scores_can_be_asked_as_if_they_were_sorted(seed, kind, size):
 # --- class labels -----------------------------------------------------------------------------------------------------------
 
 
-def test_mean_iou_counts_present_classes_and_leaves_ignored_pixels_out():
+def test_mean_iou_counts_classes_that_are_there_or_predicted_and_leaves_ignored_pixels_out():
     truth = np.array([[0, 0, 1, 1, 255, 255]], np.uint8)
     predicted = np.array([[0, 1, 1, 1, 2, 0]], np.uint8)
     metrics = label_metrics(confusion_matrix(predicted, truth, 4))
     assert metrics.iou[0] == pytest.approx(1 / 2) and metrics.iou[1] == pytest.approx(2 / 3)
     assert math.isnan(metrics.iou[2]) and metrics.miou == pytest.approx((1 / 2 + 2 / 3) / 2)
     assert metrics.accuracy == pytest.approx(3 / 4)
+    only_predicted = label_metrics(confusion_matrix(np.where(predicted == 0, np.uint8(3), predicted), truth, 5))
+    assert only_predicted.iou[[0, 3]].tolist() == [0, 0] and math.isnan(only_predicted.iou[2])
+    assert only_predicted.miou == pytest.approx((0 + 2 / 3 + 0) / 3)  # as Cityscapes' getScoreAverage
 
 
 def test_a_hazard_or_void_in_place_of_a_class_is_a_miss_and_no_other_class_s_error():

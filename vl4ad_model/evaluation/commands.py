@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -188,7 +188,7 @@ def _evaluate(
         configuration["threshold"] = settings.threshold
     with ConsoleProgress() as progress:
         try:
-            with _mapper(workers, ray) as map_tasks:
+            with ExitStack() as leftovers, _mapper(workers, ray) as map_tasks:
                 finished = evaluate(
                     sources,
                     settings,
@@ -197,6 +197,7 @@ def _evaluate(
                     map_tasks=map_tasks,
                     per_task=None if ray else 1,
                     progress=progress,
+                    leftovers=leftovers,
                 )
         except KeyboardInterrupt:
             again = "; the same command goes on from there" if result_file else ""
@@ -246,9 +247,12 @@ def finish_live(
     from vl4ad_model.evaluation.results import plain
 
     configuration |= {"track": settings.track, "metrics": list(settings.metrics), "version": version()}
-    with ConsoleProgress() as progress:
-        finished = evaluate([source], settings, configuration=configuration, progress=progress)
-    status = finish(finished, json_file, report, {"live": plain(live)})
+    with ConsoleProgress() as progress, ExitStack() as leftovers:
+        finished = evaluate([source], settings, configuration=configuration, progress=progress, leftovers=leftovers)
+    try:
+        status = finish(finished, json_file, report, {"live": plain(live)})
+    finally:
+        finished.work.remove()
     latency = live["latency_ms"]
     print(
         f"{live['answered']} of {live['sent']} images answered, {live['dropped']} dropped, {live['throughput_hz']:.1f} Hz; "

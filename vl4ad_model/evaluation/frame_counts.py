@@ -7,7 +7,7 @@ metrics, and the distinct anomalous scores for Fishyscapes' metrics.
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -175,17 +175,30 @@ def count_first(
     )
 
 
-def share(counts: Iterable[FirstCounts], threshold: float | None) -> Shared:
+def gather(counts: Iterable[tuple[str, FirstCounts]]) -> tuple[dict[str, FirstCounts], AnomalousScores]:
+    """First round of all frames by name, without their anomalous scores, and these of all frames together."""
+    kept: dict[str, FirstCounts] = {}
+    nothing = exact_metrics.merge_anomalous([])
+
+    def scores() -> Iterator[AnomalousScores]:
+        for name, count in counts:
+            kept[name] = count._replace(anomalous=nothing)
+            yield count.anomalous
+
+    anomalous = exact_metrics.merge_anomalous(scores())
+    return kept, anomalous
+
+
+def share(counts: Iterable[FirstCounts], anomalous: AnomalousScores, threshold: float | None) -> Shared:
     """What the second round needs; `threshold` overrides that of F1*."""
     counts = list(counts)
     if threshold is None:
         metrics = pixel_metrics.pixel_metrics(pixel_metrics.merge_pixel_counts(count.pixels for count in counts))
         threshold = metrics.best_f1_threshold
-    distinct = exact_metrics.merge_anomalous(count.anomalous for count in counts).distinct
     ends = np.array([(count.low, count.high) for count in counts]).reshape(-1, 2)
     low, high = (np.nanmin(ends[:, 0]), np.nanmax(ends[:, 1])) if np.isfinite(ends).any() else (np.nan, np.nan)
     edges = np.linspace(low, high if high > low else low + 1, HISTOGRAM_BINS + 1) if np.isfinite(low) else np.empty(0)
-    return Shared(float(threshold), distinct, edges)
+    return Shared(float(threshold), anomalous.distinct, edges)
 
 
 def count_second(
@@ -213,10 +226,14 @@ def count_second(
 def merge_second(parts: Iterable[SecondCounts]) -> SecondCounts:
     """One partial result from many, in any order; only the sums are held, frames come out sorted by name."""
     histogram = np.zeros((2, HISTOGRAM_BINS), np.int64)
-    ordinary = exact_metrics.merge_ordinary([])
     frames: list[FrameComponents] = []
-    for index, part in enumerate(parts):
-        ordinary = exact_metrics.merge_ordinary([ordinary, part.ordinary]) if index else part.ordinary
-        histogram += part.histogram
-        frames += part.frames
-    return SecondCounts(ordinary, histogram, tuple(sorted(frames, key=lambda frame: frame.name)))
+
+    def ordinary() -> Iterator[OrdinaryCounts]:
+        nonlocal histogram
+        for part in parts:
+            histogram = histogram + part.histogram
+            frames.extend(part.frames)
+            yield part.ordinary
+
+    merged = exact_metrics.merge_ordinary(ordinary())
+    return SecondCounts(merged, histogram, tuple(sorted(frames, key=lambda frame: frame.name)))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vl4ad_model.evaluation import component_metrics, exact_metrics, label_metrics, naming_metrics, pixel_metrics
+from vl4ad_model.evaluation.exact_metrics import AnomalousScores
 from vl4ad_model.evaluation.frame_counts import FirstCounts, SecondCounts, Shared
 from vl4ad_model.evaluation.sources import FrameFailure
 from vl4ad_model.vocabulary import Hazard
@@ -21,7 +22,8 @@ class Run(NamedTuple):
     """A finished run.
 
     Attributes:
-        counts: first round by frame name.
+        counts: first round by frame name, without anomalous scores.
+        anomalous: those of all frames.
         second: second round of all frames.
         shared: what the second round was given.
         failures: frames that were skipped.
@@ -32,6 +34,7 @@ class Run(NamedTuple):
     """
 
     counts: Mapping[str, FirstCounts]
+    anomalous: AnomalousScores
     second: SecondCounts
     shared: Shared
     failures: Sequence[FrameFailure]
@@ -71,8 +74,7 @@ def to_document(run: Run) -> dict[str, Any]:
     if "components" in run.metrics:
         document |= _components(run)
     if "fishyscapes" in run.metrics:
-        anomalous = exact_metrics.merge_anomalous(count.anomalous for count in counts)
-        exact = exact_metrics.exact_metrics(anomalous, run.second.ordinary)
+        exact = exact_metrics.exact_metrics(run.anomalous, run.second.ordinary)
         document["fishyscapes"] = {"AP": exact.average_precision, "FPR95": exact.fpr95, "AuROC": exact.auroc}
     labelled = [count.confusion for count in counts if count.confusion is not None]
     if "miou" in run.metrics and labelled:

@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,11 +22,11 @@ import numpy as np
 from vl4ad_model.errors import EvaluationError, MissingDependencyError, Vl4adError
 from vl4ad_model.evaluation import frame_counts, label_files
 from vl4ad_model.evaluation.component_metrics import TRACKS
-from vl4ad_model.evaluation.frame_counts import METRICS, FirstCounts, SecondCounts
+from vl4ad_model.evaluation.frame_counts import METRICS, SecondCounts
 from vl4ad_model.evaluation.label_files import LabelMap
 from vl4ad_model.evaluation.results import Run
 from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure, Source
-from vl4ad_model.evaluation.work_folder import WorkFolder, WorkFolderError, fingerprint, open_work_folder
+from vl4ad_model.evaluation.work_folder import RESUMING, WorkFolder, WorkFolderError, fingerprint, open_work_folder
 from vl4ad_model.ignore_mask import IgnoreMask
 from vl4ad_model.vocabulary import Hazard
 from vl4ad_model.worker_processes import deaf_to_interrupts, end_with_parent
@@ -326,6 +326,7 @@ def evaluate(
     map_tasks: Mapper = in_this_process,
     per_task: int | None = 1,
     progress: Progress,
+    leftovers: ExitStack,
 ) -> Finished:
     """Evaluate every frame of the sources.
 
@@ -337,6 +338,7 @@ def evaluate(
         map_tasks: who does the work.
         per_task: frames per task; None = all of a source.
         progress: is told.
+        leftovers: to be closed once no worker writes any more; then what nobody can go on from is removed.
 
     Returns:
         the run, and the work folder, which the caller removes once the result is written.
@@ -353,25 +355,29 @@ def evaluate(
         raise EvaluationError("two frames have the same name: give each bag or folder once")
     work, word = open_work_folder(result_file, fingerprint({**configuration, "settings": _deciding(settings)}, entries))
     finished = False
-    try:
-        tasks = [task for source, some in listed for task in make_tasks(source, some, settings, work, per_task)]
-        if word:
-            progress.say(f"{word} ({sum(map(work.has, entries))} of {len(entries)} frames are counted)")
-        failures = _first(tasks, work, settings, map_tasks, progress)
-        failed = {failure.name for failure in failures}
-        good = [entry for entry in entries if entry.name not in failed]
-        if not good:
-            raise EvaluationError(f"no frame could be evaluated ({len(failures)} failed): {failures[0]}")
-        counts: dict[str, FirstCounts] = {entry.name: work.load(entry) for entry in good}
-        shared = frame_counts.share(counts.values(), settings.threshold)
-        kept = [task._replace(entries=tuple(e for e in task.entries if e.name not in failed)) for task in tasks]
-        work.save_shared(shared)
-        second = _second([task for task in kept if task.entries], map_tasks, progress)
-        finished = True
-    finally:
+
+    def remove() -> None:
         if not finished and (result_file is None or not any(map(work.has, entries))):
-            work.remove()  # nothing to go on from
-    run = Run(counts, second, shared, failures, settings.metrics, settings.class_names, settings.hazards, configuration)
+            work.remove()
+
+    leftovers.callback(remove)
+    tasks = [task for source, some in listed for task in make_tasks(source, some, settings, work, per_task)]
+    if word == RESUMING:
+        work.forget_damaged(entries, maps=settings.model is not None)
+    if word:
+        progress.say(f"{word} ({sum(map(work.has, entries))} of {len(entries)} frames are counted)")
+    failures = _first(tasks, work, settings, map_tasks, progress)
+    failed = {failure.name for failure in failures}
+    good = [entry for entry in entries if entry.name not in failed]
+    if not good:
+        raise EvaluationError(f"no frame could be evaluated ({len(failures)} failed): {failures[0]}")
+    counts, anomalous = frame_counts.gather((entry.name, work.load(entry)) for entry in good)
+    shared = frame_counts.share(counts.values(), anomalous, settings.threshold)
+    kept = [task._replace(entries=tuple(e for e in task.entries if e.name not in failed)) for task in tasks]
+    work.save_shared(shared)
+    second = _second([task for task in kept if task.entries], map_tasks, progress)
+    finished = True
+    run = Run(counts, anomalous, second, shared, failures, settings.metrics, settings.class_names, settings.hazards, configuration)
     places = {entry.name: (source, entry) for source, some in listed for entry in some if entry.name not in failed}
     return Finished(run, work, places)
 

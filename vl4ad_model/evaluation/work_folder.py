@@ -7,14 +7,15 @@ result is written. Nothing in it can be mistaken for a result.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -23,6 +24,10 @@ from vl4ad_model.evaluation.frame_counts import FirstCounts, Shared
 from vl4ad_model.evaluation.label_files import LabelMap
 from vl4ad_model.evaluation.sources import Entry
 from vl4ad_model.image_files import write_bytes
+
+RESUMING = "resuming"
+_DAMAGED = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+"""What reading an archive raises that is empty, cut off or overwritten."""
 
 
 class WorkFolderError(EvaluationError):
@@ -45,36 +50,56 @@ class WorkFolder:
 
     def save(self, entry: Entry, counts: FirstCounts) -> None:
         """Keep the first round of a frame; written last, so that a frame that has counts is whole."""
-        self._write(self._file("counts", entry), counts.to_bytes())
+        self._write(self._file("counts", entry), lambda stream: stream.write(counts.to_bytes()))
 
     def load(self, entry: Entry) -> FirstCounts:
         return FirstCounts.from_bytes(self._file("counts", entry).read_bytes())
 
     def save_maps(self, entry: Entry, scores: np.ndarray, labels: LabelMap) -> None:
         """Keep what a model gave for a frame, without loss: 5 bytes per pixel."""
-        path = self._file("maps", entry)
-        temporary = path.with_suffix(".writing")
-        try:
-            with temporary.open("wb") as stream:
-                np.savez(stream, scores=scores, anomaly=labels.anomaly)
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise WorkFolderError(f"cannot write {path.parent}: {error.strerror or error}") from None
+        self._write(self._file("maps", entry), lambda stream: np.savez(stream, scores=scores, anomaly=labels.anomaly))
 
     def load_maps(self, entry: Entry) -> tuple[np.ndarray, np.ndarray] | None:
         """Scores and anomaly labels, or None if they were not kept."""
         path = self._file("maps", entry)
         if not path.is_file():
             return None
-        with np.load(path, allow_pickle=False) as stored:
-            return stored["scores"], stored["anomaly"]
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return stored["scores"], stored["anomaly"]
+        except _DAMAGED:
+            self._forget(entry)
+            raise WorkFolderError(f"{path} is damaged: start again, and frame {entry.name} is counted anew") from None
+
+    def forget_damaged(self, entries: Sequence[Entry], *, maps: bool) -> None:
+        """Of an earlier run, as after a power cut: what cannot be read is not there.
+
+        Args:
+            entries: all frames.
+            maps: whether a frame that has counts needs maps, too.
+        """
+        for entry in filter(self.has, entries):
+            try:
+                self.load(entry)
+                if maps:
+                    with np.load(self._file("maps", entry), allow_pickle=False) as stored:  # lists what it holds, reads none of it
+                        whole = {"scores", "anomaly"} <= set(stored.files)
+                    if not whole:
+                        self._forget(entry)
+            except _DAMAGED:
+                self._forget(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        for kind in ("counts", "maps"):
+            self._file(kind, entry).unlink(missing_ok=True)
 
     def save_shared(self, shared: Shared) -> None:
         """Keep what the second round needs; it can be large, and every task needs it."""
-        stream = io.BytesIO()
-        np.savez(stream, threshold=np.float64(shared.threshold), distinct=shared.distinct, edges=shared.edges)
-        self._write(self.path / "shared", stream.getvalue())
+        threshold = np.float64(shared.threshold)
+        self._write(
+            self.path / "shared",
+            lambda stream: np.savez(stream, threshold=threshold, distinct=shared.distinct, edges=shared.edges),
+        )
 
     def load_shared(self) -> Shared:
         path = self.path / "shared"
@@ -83,11 +108,16 @@ class WorkFolder:
     def remove(self) -> None:
         shutil.rmtree(self.path, ignore_errors=True)
 
-    def _write(self, path: Path, content: bytes) -> None:
+    def _write(self, path: Path, save: Callable[[BinaryIO], object]) -> None:
+        """A file whole or not at all. It never makes the folder: where that is gone, the run has ended."""
+        temporary = path.with_name(path.name + ".writing")
         try:
-            write_bytes(path, content)
-        except ImageError as error:
-            raise WorkFolderError(str(error)) from None
+            with temporary.open("wb") as stream:
+                save(stream)
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise WorkFolderError(f"cannot write {path.parent}: {error.strerror or error}") from None
 
 
 @lru_cache(maxsize=1)
@@ -128,7 +158,7 @@ def open_work_folder(beside: Path | None, mark: str) -> tuple[WorkFolder, str]:
         except OSError:
             old = ""
         if old == mark:
-            word = "resuming"
+            word = RESUMING
         else:
             if not seal.exists() and any(path.iterdir()):
                 raise EvaluationError(f"{path} is in the way and is not an evaluation's work folder: move it")

@@ -15,7 +15,8 @@ class LabelMetrics:
 
     Attributes:
         iou: (K,) float64, TP / (TP + FP + FN) per class; NaN where a class is neither there nor predicted.
-        miou: mean over the classes that occur in the ground truth, NaN where none does (Cityscapes' rule).
+        miou: mean over the classes that are there or predicted, NaN where none is (Cityscapes' rule); one that is only predicted
+            counts 0.
         accuracy: share of counted pixels with the right class, NaN where none counts.
         pixels: (K,) int64, ground-truth pixels per class.
     """
@@ -61,5 +62,5 @@ def label_metrics(confusion: np.ndarray) -> LabelMetrics:
     with np.errstate(invalid="ignore", divide="ignore"):
         iou = right / union
         accuracy = float(right.sum() / np.float64(pixels.sum()))
-    present = pixels > 0
-    return LabelMetrics(iou, float(iou[present].mean()) if present.any() else float("nan"), accuracy, pixels)
+    counts = union > 0
+    return LabelMetrics(iou, float(iou[counts].mean()) if counts.any() else float("nan"), accuracy, pixels)

@@ -33,7 +33,7 @@ METRICS: tuple[tuple[str, str, bool | None, str], ...] = (
     ("fishyscapes.AP", "Fishyscapes AP", True, "average precision over every single score"),
     ("fishyscapes.FPR95", "Fishyscapes FPR95", False, "FPR95 over every single score"),
     ("fishyscapes.AuROC", "Fishyscapes AuROC", True, "AuROC over every single score"),
-    ("mIoU", "mIoU", True, "mean intersection over union of the known classes that occur"),
+    ("mIoU", "mIoU", True, "mean intersection over union of the known classes that occur or are predicted"),
 )
 TILES = ("AuPRC", "FPR95", "AuROC", "sIoU_gt_mean", "PPV_mean", "F1_mean", "mIoU")
 

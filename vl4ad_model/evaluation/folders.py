@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -202,7 +203,14 @@ def find_labels(folder: Path) -> dict[str, Path]:
 
 
 def _is_rendered(labels: Path) -> bool:
-    return labels.name == "labels" and any((labels.parent / "frames").glob("*.json"))
+    frames = labels.parent / "frames"
+    return labels.name == "labels" and frames.is_dir() and _holds_json(frames, frames.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _holds_json(folder: Path, modified: int) -> bool:
+    """Asked for every frame, of a folder that holds a file for each."""
+    return any(folder.glob("*.json"))
 
 
 _SUFFIXES = {"images": IMAGE_SUFFIXES, "score maps": score_files.SUFFIXES, "label PNGs": (".png",)}
@@ -223,10 +231,9 @@ def _files(folder: Path, what: str) -> dict[str, Path]:
         and not path.parent.name.endswith(".labels")
         and path.is_file()
     ]
-    marked = [path for path in paths if path.stem.endswith(_LABELS)]
     if what != "label PNGs":
-        paths = [path for path in paths if path not in marked]
-    elif marked:
+        paths = [path for path in paths if not path.stem.endswith(_LABELS)]
+    elif marked := [path for path in paths if path.stem.endswith(_LABELS)]:
         paths = marked
     found: dict[str, Path] = {}
     for path in paths:

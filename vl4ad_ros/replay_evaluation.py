@@ -44,18 +44,24 @@ class LiveSource:
     Attributes:
         bag: the recording.
         answers: files with scores and class ids by the stamp of the image, nanoseconds.
+        unreadable: stamps of images that could not be sent: frames that failed.
     """
 
     bag: bags.BagSource
     answers: Mapping[int, Path] = field(repr=False)
+    unreadable: frozenset[int] = frozenset()
 
     def entries(self) -> list[Entry]:
-        return [entry for entry in self.bag.entries() if entry.failure or _stamp(entry, self.bag) in self.answers]
+        tried = self.answers.keys() | self.unreadable
+        return [entry for entry in self.bag.entries() if entry.failure or _stamp(entry, self.bag) in tried]
 
     def frames(self, entries: Sequence[Entry], *, pictures: bool = True) -> Iterator[Frame | FrameFailure]:
         for entry, frame in zip(entries, self.bag.frames(entries, pictures=pictures), strict=True):
             if isinstance(frame, FrameFailure):
                 yield frame
+                continue
+            if _stamp(entry, self.bag) not in self.answers:
+                yield FrameFailure(entry.name, f"{entry.name}: the image could not be sent")
                 continue
             with np.load(self.answers[_stamp(entry, self.bag)], allow_pickle=False) as stored:
                 scores, predicted = stored["scores"], stored["labels"]
@@ -81,13 +87,14 @@ class Replay:
         sent, answered: images sent, and those with a score.
         seconds: from the first image to the last answer.
         latencies: seconds from sending an image to its score, one per answer.
-        answers: see `LiveSource`.
+        answers, unreadable: see `LiveSource`.
     """
 
     sent: int = 0
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
     answers: dict[int, Path] = field(default_factory=dict)
+    unreadable: dict[int, str] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Latency percentiles in milliseconds, drops and throughput."""
@@ -136,13 +143,16 @@ def play(client: Any, source: bags.BagSource, folder: Path, *, rate: float | Non
 
     began = time.monotonic()
     first = _stamp(entries[0], source)
-    for entry, raw in zip(entries, _raw_images(source, entries), strict=True):
+    for entry, message in zip(entries, _images(source, entries, check=rate is None), strict=True):
         stamp = _stamp(entry, source)
+        if isinstance(message, Vl4adError):  # a frame that failed, as in `vl4ad evaluate bag`
+            replay.unreadable[stamp] = f"{entry.name}: {message}"
+            continue
         if rate is not None:
             time.sleep(max(0.0, began + (stamp - first) * 1e-9 / rate - time.monotonic()))
         key = (stamp // 10**9, stamp % 10**9)
         sent_at[key] = time.time()
-        client.send_message(raw)
+        client.send_message(message)
         replay.sent += 1
         if rate is None:
             client.wait_for(lambda seen, key=key: key in seen.outputs[SCORE] and key in seen.outputs[LABELS], timeout)
@@ -165,14 +175,24 @@ def play(client: Any, source: bags.BagSource, folder: Path, *, rate: float | Non
     return replay
 
 
-def _raw_images(source: bags.BagSource, entries: Sequence[Entry]) -> Iterator[Any]:
-    """The recorded messages as ROS messages, bit for bit."""
+def _images(source: bags.BagSource, entries: Sequence[Entry], *, check: bool) -> Iterator[Any]:
+    """The recorded messages as ROS messages, bit for bit, or why one cannot be; `check` = whether its picture can be decoded."""
     from rclpy.serialization import deserialize_message
     from sensor_msgs.msg import CompressedImage, Image
 
-    keys = [[part for part in entry.key if part[0] == source.image_topic] for entry in entries]
-    for messages in bags.raw_messages(source.path, keys):
-        kind, raw = messages[source.image_topic or ""]
+    topic = source.image_topic or ""
+    keys = [[part for part in entry.key if part[0] == topic] for entry in entries]
+    for messages in bags.raw_messages_or_errors(source.path, keys):
+        try:
+            if isinstance(messages, Vl4adError):
+                raise messages
+            message = bags.decoded(messages)[topic]
+            if check:
+                bags.decode_image(message)
+        except Vl4adError as error:
+            yield error
+            continue
+        kind, raw = messages[topic]
         yield deserialize_message(bytes(raw), CompressedImage if kind == bags.COMPRESSED else Image)
 
 
@@ -243,6 +263,8 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
         hazard_names="naming" in metrics and bool(options.hazard),
     )
     source.names()
+    for line in source.left_out():
+        print(f"replay_evaluation: {line}", file=sys.stderr)
     compressed = is_compressed(source)
     domain = shared_domain() if options.attach else own_domain()
     with contextlib.ExitStack() as stack:
@@ -284,7 +306,8 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
         folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="vl4ad-replay-")))
         replay = play(client, source, folder, rate=options.rate, timeout=options.timeout)
     if not replay.answers:
-        raise EvaluationError("the detector answered no image: is it active?")
+        why = next(iter(replay.unreadable.values()), "the detector answered no image: is it active?")
+        raise EvaluationError(why)
     configuration = {
         "source": "live",
         "bags": [source.describe()],
@@ -298,7 +321,12 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
         configuration["notice"] = status["model notice"]
     summary = replay.summary()
     return commands.finish_live(
-        LiveSource(source, replay.answers), settings_, configuration, summary, options.json_file, options.report
+        LiveSource(source, replay.answers, frozenset(replay.unreadable)),
+        settings_,
+        configuration,
+        summary,
+        options.json_file,
+        options.report,
     )
 
 
@@ -315,6 +343,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(run(parse(words)))
     except Vl4adError as error:
         print(f"replay_evaluation: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # no room, no permission
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"replay_evaluation: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("replay_evaluation: interrupted, no result was written", file=sys.stderr)

@@ -194,17 +194,18 @@ class BagSource:
     def frames(self, entries: Sequence[Entry], *, pictures: bool = True) -> Iterator[Frame | FrameFailure]:
         skip = self.image_topic if self.score_topic and not pictures else None
         wanted = [[part for part in entry.key if part[0] != skip] for entry in entries if not entry.failure]
-        messages, done, names = raw_messages(self.path, wanted), 0, self.names()
+        found, names = raw_messages_or_errors(self.path, wanted), self.names()
         for entry in entries:
             if entry.failure:
                 yield FrameFailure(entry.name, entry.failure)
                 continue
-            done += 1
             try:
-                yield self._frame(entry.name, decoded(next(messages)), names)
+                messages = next(found)
+                if isinstance(messages, Vl4adError):
+                    raise messages
+                yield self._frame(entry.name, decoded(messages), names)
             except Vl4adError as error:
                 yield FrameFailure(entry.name, f"{entry.name}: {error}")
-                messages = raw_messages(self.path, wanted[done:])  # a generator that has raised gives nothing more
 
     def _frame(self, name: str, messages: dict[str, Any], names: dict[int, str]) -> Frame:
         image, scores, label = (messages.get(topic or "") for topic in (self.image_topic, self.score_topic, self.label_topic))
@@ -269,7 +270,7 @@ def open_bag(
     """
     path = Path(path)
     for name_, seconds in (("tolerance", tolerance), ("every", every)):
-        if not math.isfinite(seconds):
+        if not 0 <= seconds < math.inf:
             raise EvaluationError(f"{name_} must be a number of seconds, not {seconds}")
     reader = _reader(path)
     topics = {
@@ -497,6 +498,19 @@ def raw_messages(path: Path, wanted: Sequence[Sequence[tuple[str, int, int]]]) -
             yield from map(partial(_one_by_one, path), frames)
         else:
             yield from _in_a_row(path, list(frames))
+
+
+def raw_messages_or_errors(
+    path: Path, wanted: Sequence[Sequence[tuple[str, int, int]]]
+) -> Iterator[dict[str, tuple[str, bytes]] | Vl4adError]:
+    """The same, with why a frame's messages cannot be read in their place."""
+    messages = raw_messages(path, wanted)
+    for done in range(1, len(wanted) + 1):
+        try:
+            yield next(messages)
+        except Vl4adError as error:
+            yield error
+            messages = raw_messages(path, wanted[done:])  # a generator that has raised gives nothing more
 
 
 def _far_apart(frame: Sequence[tuple[str, int, int]]) -> bool:

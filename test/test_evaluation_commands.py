@@ -232,11 +232,11 @@ def test_what_of_a_bag_is_not_used_is_said(tmp_path, capfd):
 # --- interruption -----------------------------------------------------------------------------------------------------------
 
 
-def run_in_background(tmp_path, *arguments):
+def run_in_background(tmp_path, *arguments, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", "vl4ad_model.cli", *map(str, arguments)],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -267,6 +267,21 @@ def test_an_interrupted_run_leaves_no_result_and_goes_on_where_it_stopped(tmp_pa
     straight = tmp_path / "straight.json"
     vl4ad(capfd, *command[:-1], straight)
     assert numbers(read(result)) == numbers(read(straight)) and not work.exists()
+
+
+def test_a_run_that_is_terminated_cleans_up(tmp_path):
+    frames = [(np.tile(scores, (9, 9)), np.tile(labels, (9, 9))) for scores, labels in small_frames(30)]
+    scores, labels = write_folders(tmp_path, frames)
+    (tmp_path / "scratch").mkdir()
+    command = ("evaluate", "scores", "--scores", scores, "--labels", labels)
+    running = run_in_background(tmp_path, *command, TMPDIR=str(tmp_path / "scratch"))
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("scratch/*/*.counts")) and time.monotonic() < deadline and running.poll() is None:
+        time.sleep(0.01)
+    running.terminate()
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 143 and "vl4ad: terminated" in errors and "Traceback" not in errors, errors
+    assert not list((tmp_path / "scratch").glob("vl4ad-*"))
 
 
 def test_work_of_another_configuration_or_of_changed_files_is_not_used(tmp_path, capfd):

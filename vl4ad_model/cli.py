@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     from vl4ad_model.segmenter import Segmentation
 
-USER_ERROR, INTERRUPTED = 2, 130
+USER_ERROR, INTERRUPTED, TERMINATED = 2, 130, 143
 UsageError: Any = typer.BadParameter.__mro__[1]  # what the command line's own mistakes have in common; typer does not export it
 
 # name -> (module, attribute, one line of help). The attribute is a typer app or a function.
@@ -347,6 +349,8 @@ def run(arguments: list[str], app: typer.Typer | None = None) -> int:
         print("vl4ad: not enough memory: try smaller images or a smaller model", file=sys.stderr)
         return USER_ERROR
     except SystemExit as stop:
+        if stop.code == TERMINATED:
+            print("vl4ad: terminated", file=sys.stderr)
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     except ModuleNotFoundError as error:
         print(
@@ -358,6 +362,9 @@ def run(arguments: list[str], app: typer.Typer | None = None) -> int:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `vl4ad` script."""
+    # SIGTERM ends a command as any error does, so that it cleans up; worker processes are not started through here.
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -203,3 +203,19 @@ def test_a_frame_with_a_labelled_anomaly_is_no_ordinary_driving(tmp_path, capfd)
     (tmp_path / "set/labels/a.png").write_bytes(png(labels))
     done = vl4ad(capfd, "calibrate", "--images", tmp_path / "set", "--engine", "torch", "--rate", 0.5, "--out", tmp_path / "o.yaml")
     assert done.code == 2 and "shows a labelled anomaly" in done.err and not (tmp_path / "o.yaml").exists()
+
+
+def test_frames_of_a_bag_with_a_labelled_hazard_are_skipped_and_those_without_a_label_said(tmp_path, capfd):
+    labels = np.zeros((4, 96, 160), np.uint8)
+    labels[1, 50:60, 50:60] = 1
+    messages = [("/camera/image", START + index * STEP, picture(96, 160, index)) for index in range(5)]
+    messages += [("/camera/labels", START + index * STEP, labels[index]) for index in range(4)]
+    bag = write_bag(tmp_path / "drive", messages)
+    command = ("calibrate", "--engine", "torch", "--rate", 0.5, "--out", tmp_path / "o.yaml", "--json", tmp_path / "c.json")
+    done = vl4ad(capfd, *command, "--bag", bag)
+    assert done.code == 0 and "drive/1700000000.100000000 shows a labelled anomaly" in done.err, done.err
+    assert "1 images on /camera/image have no label and are left out" in done.err
+    assert json.loads((tmp_path / "c.json").read_text())["frames"] == 3
+    coloured = write_bag(tmp_path / "coloured", [*messages[:5], ("/semantic/colours", START, picture(96, 160))])
+    assert vl4ad(capfd, *command, "--bag", coloured).code == 0
+    assert json.loads((tmp_path / "c.json").read_text())["frames"] == 5

@@ -108,6 +108,17 @@ def test_several_bags_are_one_set(tmp_path, capfd):
     assert again.code == USER_ERROR and "given twice" in again.err
 
 
+def test_runs_of_different_tracks_are_compared_with_a_warning(tmp_path, capfd):
+    scores, labels = write_folders(tmp_path, small_frames(2))
+    for track in ("anomaly", "obstacle"):
+        command = ("evaluate", "scores", "--scores", scores, "--labels", labels, "--metrics", "pixel")
+        assert vl4ad(capfd, *command, "--track", track, "--json", tmp_path / f"{track}.json").code == 0
+    compare = ("evaluate", "compare", tmp_path / "anomaly.json", "--report", tmp_path / "page")
+    done = vl4ad(capfd, *compare, tmp_path / "obstacle.json")
+    assert done.code == 0 and "the runs have different tracks (anomaly, obstacle): the numbers of components" in done.err
+    assert "tracks" not in vl4ad(capfd, *compare, tmp_path / "anomaly.json").err
+
+
 # --- bad input --------------------------------------------------------------------------------------------------------------
 
 
@@ -160,6 +171,7 @@ def test_without_any_anomaly_undefined_is_null_and_said(tmp_path, capfd):
     assert done.code == 0 and "no pixel is labelled an anomaly" in done.err and "undefined" in done.out
     document = read(tmp_path / "r.json")
     assert document["AuPRC"] is None and document["AuROC"] is None and document["fishyscapes"]["AP"] is None
+    assert document["best_F1"] is None and document["best_f1_threshold"] is None
     assert document["sIoU_gt_mean"] is None and "NaN" not in (tmp_path / "r.json").read_text()
 
 
@@ -182,6 +194,7 @@ def test_where_everything_is_ignored_nothing_is_claimed(tmp_path, capfd):
         (lambda f: f | {"--track": "road"}, "track 'road' is unknown"),
         (lambda f: f | {"--metrics": "pixel,iou"}, "metric 'iou' is unknown"),
         (lambda f: f | {"--metrics": ","}, "unknown"),
+        (lambda f: f | {"--metrics": "miou,naming"}, "can measure nothing here, but pixel, components, fishyscapes can"),
         (lambda f: f | {"--threshold": "nan"}, "is no number"),
         (lambda f: f | {"--label-values": "colours"}, "auto, anomaly or classes"),
         (lambda f: f | {"--json": f["root"] / "file" / "r.json"}, "is not a folder"),

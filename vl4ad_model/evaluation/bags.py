@@ -122,7 +122,7 @@ class BagSource:
         lines = [
             f"{self.path}: {each.repeated} messages on {topic} repeat a stamp and are left out"
             for topic, each in listed.items()
-            if each.repeated
+            if each.repeated and set(each.messages) != {0}  # which is an error
         ]
         if self.label_topic:
             used = sum(stamp is not None for _, stamp in self._pairs())
@@ -245,6 +245,7 @@ def open_bag(
     label_topic: str | None = None,
     score_topic: str | None = None,
     need_labels: bool = True,
+    use_labels: bool = False,
     label_values: str = "auto",
     class_count: int = 19,
     tolerance: float = 0.0,
@@ -259,6 +260,7 @@ def open_bag(
         image_topic, label_topic: None = the only one that can be meant.
         score_topic: recorded 32FC1 scores to evaluate instead of running a model.
         need_labels: whether a label topic must be there.
+        use_labels: whether one is used where there is one, though none is needed.
         label_values: "anomaly", "classes", or "auto": what the first labels can be.
         class_count: K.
         tolerance: seconds.
@@ -281,6 +283,9 @@ def open_bag(
     looks_labelled = [topic for topic in topics if any(word in topic.lower() for word in _LABEL_WORDS)]
     if need_labels and label_topic is None:
         label_topic = _choose(path, looks_labelled, topics, "label")
+    elif use_labels and label_topic is None:
+        holds_labels = [topic for topic in looks_labelled if topic != image_topic and _first_labels(path, topic)]
+        label_topic = _choose(path, holds_labels, topics, "label") if holds_labels else None
     if score_topic is None and image_topic is None:
         others = [topic for topic in topics if topic not in (label_topic, score_topic) and topic not in looks_labelled]
         image_topic = _choose(path, others, topics, "image")
@@ -305,7 +310,7 @@ def open_bag(
         hazard_names,
     )
     # Of the first labels only; a later one that contradicts is an error of its frame.
-    if label_topic and label_values == "auto" and (source.hazards_file() or _have_classes(_first_labels(source))):
+    if label_topic and label_values == "auto" and (source.hazards_file() or _have_classes(_first_labels(path, label_topic))):
         source = replace(source, label_values="classes")
     return source
 
@@ -326,10 +331,10 @@ def _have_classes(labels: Sequence[np.ndarray]) -> bool:
     return any(map(label_files.looks_like_classes, labels))
 
 
-def _first_labels(source: BagSource) -> list[np.ndarray]:
+def _first_labels(path: Path, topic: str) -> list[np.ndarray]:
     """The first labels that can be read."""
-    topic, found = source.label_topic or "", []
-    for connection, _, raw in itertools.islice(_raw(source.path, [topic]), _LOOKED_AT):
+    found = []
+    for connection, _, raw in itertools.islice(_raw(path, [topic]), _LOOKED_AT):
         with contextlib.suppress(Vl4adError):
             found.append(decode_labels(decoded({topic: (connection.msgtype, raw)})[topic]))
     return found

@@ -172,6 +172,7 @@ def _evaluate(
     """Run, write, print; the exit status says whether the result is whole."""
     from vl4ad_model.evaluation.report import RESULTS
 
+    _check_metrics(sources, settings)
     result_file = json_file or (report / RESULTS if report else None)
     if json_file is not None:
         check_writable(json_file, folder=False)
@@ -208,6 +209,20 @@ def _evaluate(
         raise typer.Exit(status)
 
 
+def _check_metrics(sources: Sequence[Source], settings: Settings) -> None:
+    """Refuse a run that could measure nothing of what is wanted."""
+    possible = ["pixel", "components", "fishyscapes"]
+    if settings.model and any(source.describe().get("label_values") == "classes" for source in sources):
+        possible.append("miou")
+    if settings.model and settings.hazards:
+        possible.append("naming")
+    if not set(settings.metrics) & set(possible):
+        raise EvaluationError(
+            f"--metrics {','.join(settings.metrics)} can measure nothing here, but {', '.join(possible)} can: "
+            "miou needs a model and class labels, naming a model and --hazard"
+        )
+
+
 def _mapper(workers: int, ray: str | None) -> AbstractContextManager[Mapper]:
     if ray is None:
         return mapper(workers)
@@ -232,6 +247,9 @@ def evaluate_compare(
     frames = {tuple(sorted(row["frame"] for row in run.document["per_frame"])) for run in loaded}
     if len(frames) > 1:
         warn("the runs cover different frames: their numbers are not comparable")
+    tracks = {str(run.document["configuration"].get("track")) for run in loaded}
+    if len(tracks) > 1:
+        warn(f"the runs have different tracks ({', '.join(sorted(tracks))}): the numbers of components are not comparable")
     print(f"report: {write_report(report, loaded)}")
 
 

@@ -13,8 +13,10 @@ from vl4ad_model.errors import EvaluationError
 from vl4ad_model.evaluation.options import (
     ImageTopic,
     JsonFile,
+    LabelTopic,
     LabelValues,
     ModelOptions,
+    Tolerance,
     bag_sources,
     class_names,
     image_sources,
@@ -39,11 +41,13 @@ def ordinary_sources(
     bags: list[Path] | None,
     images: list[Path] | None,
     image_topic: str | None,
+    label_topic: str | None,
+    tolerance: float,
     every: float,
     label_values: str,
     class_count: int,
 ) -> list[Source]:
-    """Sources of ordinary driving. Labels are used where a folder holds them: frames with anomalies are then left out."""
+    """Sources of ordinary driving. Labels are used where a folder or bag has them: frames with anomalies are then left out."""
     if not bags and not images:
         raise EvaluationError("pass --bag BAG or --images FOLDER: recordings of ordinary driving, without anomalies")
     kind = label_values_from(label_values)
@@ -57,7 +61,17 @@ def ordinary_sources(
                 warn(f"{source.unlabelled} images in {source.images} have no label and are left out")
         sources += pictures
     if bags:
-        sources += bag_sources(bags, image_topic=image_topic, need_labels=False, every=every, class_count=class_count)
+        sources += bag_sources(
+            bags,
+            image_topic=image_topic,
+            label_topic=label_topic,
+            need_labels=False,
+            use_labels=True,
+            label_values=kind,
+            class_count=class_count,
+            tolerance=tolerance,
+            every=every,
+        )
     return sources
 
 
@@ -71,6 +85,8 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="ROS 2 parameters file for the node.")] = Path("calibrated.yaml"),
     node: Annotated[str, typer.Option(help="Full name of the node it is for; /** = any.")] = "/**",
     image_topic: ImageTopic = None,
+    label_topic: LabelTopic = None,
+    tolerance: Tolerance = 0.0,
     every: Every = 0.0,
     label_values: LabelValues = "auto",
     chosen: ModelOptions = ModelOptions(),
@@ -88,7 +104,7 @@ def calibrate(
     for path in (out, json_file):
         if path is not None:
             check_writable(path, folder=False)
-    sources = ordinary_sources(bag, images, image_topic, every, label_values, len(names))
+    sources = ordinary_sources(bag, images, image_topic, label_topic, tolerance, every, label_values, len(names))
     warn_if_untrained(settings)
     with ConsoleProgress() as progress, mapper(chosen.workers) as map_tasks:
         result = calibrate_threshold(sources, settings, map_tasks, progress, rate=rate, kind=per, alarm_pixels=alarm_pixels)
@@ -122,6 +138,8 @@ def prompts_check(
     threshold: Annotated[float, typer.Option(help="Score above which a pixel is a false alarm.")] = 0.5,
     limit: Annotated[float, typer.Option(help="Largest share of ordinary pixels a prompt may take.")] = 0.001,
     image_topic: ImageTopic = None,
+    label_topic: LabelTopic = None,
+    tolerance: Tolerance = 0.0,
     every: Every = 0.0,
     label_values: LabelValues = "auto",
     json_file: JsonFile = None,
@@ -142,7 +160,7 @@ def prompts_check(
     settings = replace(chosen.settings, hazards=())
     if json_file:
         check_writable(json_file, folder=False)
-    sources = ordinary_sources(bag, images, image_topic, every, label_values, len(names))
+    sources = ordinary_sources(bag, images, image_topic, label_topic, tolerance, every, label_values, len(names))
     warn_if_untrained(settings)
     with ConsoleProgress() as progress, mapper(chosen.workers) as map_tasks:
         document = check_prompts(sources, settings, chosen.hazard, names, map_tasks, progress, threshold=threshold, limit=limit)

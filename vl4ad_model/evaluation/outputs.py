@@ -35,7 +35,7 @@ def finish(finished: Finished, json_file: Path | None, report: Path | None, extr
     if not document["pixels"]["anomaly"] and not document["pixels"]["ordinary"]:
         warn(f"no pixel counts in any of {document['frames']['evaluated']} frames: all are labelled ignore")
     elif not document["pixels"]["anomaly"]:
-        warn("no pixel is labelled an anomaly: AuPRC, AuROC and AP are undefined")
+        warn("no pixel is labelled an anomaly: AuPRC, AuROC, AP and best F1 are undefined")
     if not document["complete"]:
         frames = document["frames"]
         warn(f"{frames['failed']} of {frames['failed'] + frames['evaluated']} frames were skipped: the result is incomplete")

@@ -67,8 +67,9 @@ def to_document(run: Run) -> dict[str, Any]:
             "AuPRC": pixel.auprc,
             "FPR95": pixel.fpr95,
             "AuROC": pixel.auroc,
-            "best_F1": pixel.best_f1,
-            "best_f1_threshold": pixel.best_f1_threshold,
+            # The benchmark's code says 0 where there is nothing to find.
+            "best_F1": pixel.best_f1 if merged.positives else None,
+            "best_f1_threshold": pixel.best_f1_threshold if merged.positives else None,
             "tpr95_threshold": pixel.tpr95_threshold,
         }
     if "components" in run.metrics:

@@ -73,6 +73,21 @@ def test_half_precision_scores_are_said_to_be_so(tmp_path, capfd):
     assert "float16" in done.out and read(tmp_path / "r.json")["stored_scores"] == {"float32": 0, "float16": 3}
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("options", [(), ("--threshold", 1e38)])
+def test_scores_at_the_ends_of_their_types_are_scores_like_others(tmp_path, capfd, options):
+    frames = []
+    for (scores, labels), kind, largest in zip(
+        small_frames(3), ("float16", "float32", "float32"), (6.5e4, 3.4e38, 1e-40), strict=True
+    ):
+        frames.append((((scores - 0.5) / np.abs(scores - 0.5).max() * largest).astype(kind), labels))
+    scores, labels = write_folders(tmp_path, frames)
+    command = ("evaluate", "scores", "--scores", scores, "--labels", labels, "--report", tmp_path / "report")
+    done = vl4ad(capfd, *command, *options)
+    assert done.code == 0 and "skipped" not in done.err and "Warning" not in done.err, done.err
+    assert read(tmp_path / "report/results.json")["frames"]["evaluated"] == 3
+
+
 def test_processes_folders_and_bags_give_the_same_numbers(tmp_path, capfd):
     frames = small_frames(6)
     scores, labels = write_folders(tmp_path, frames)

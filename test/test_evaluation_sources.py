@@ -87,6 +87,22 @@ def test_a_folder_of_data_sets_is_all_of_them(tmp_path):
     assert [frame.name for source in sources for frame in frames_of(source)] == ["quiet/a", "seen/a"]
 
 
+def test_labels_belong_to_the_stored_pixels_whatever_exif_says(tmp_path):
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    turned = Image.Exif()
+    for orientation, rgb in ((3, picture()), (6, picture(48, 64, 2))):
+        turned[0x0112] = orientation
+        Image.fromarray(rgb).save(tmp_path / "images/a.png", exif=turned)
+        save(tmp_path / "labels/a.png", LABELS)
+        stored = (tmp_path / "images/a.png").read_bytes()
+        bag = write_bag(tmp_path / f"{orientation}", [("/camera/image", START, ("png", stored)), ("/camera/labels", START, LABELS)])
+        for source in (FolderSource(*_image_and_label(tmp_path)), open_bag(bag)):
+            assert (frames_of(source)[0].rgb == rgb).all()
+        upright = np.rot90(rgb, 2 if orientation == 3 else -1)
+        assert (frames_of(FolderSource(tmp_path / "images"))[0].rgb == upright).all()
+
+
 def test_labels_beside_images_are_told_apart_by_their_ending(tmp_path):
     save(tmp_path / "a.png", picture())
     save(tmp_path / "a_labels.png", LABELS)

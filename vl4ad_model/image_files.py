@@ -53,8 +53,12 @@ def _is_16_bit(image: Image.Image) -> bool:
     return any(";16" in part if isinstance(part, str) else isinstance(part, int) and part == 65535 for part in arguments)
 
 
-def read_rgb(path: str | Path) -> np.ndarray:
-    """Read an 8-bit colour image (PNG, JPEG, WebP, ...), turned upright by its EXIF orientation.
+def read_rgb(path: str | Path, *, upright: bool = True) -> np.ndarray:
+    """Read an 8-bit colour image (PNG, JPEG, WebP, ...).
+
+    Args:
+        path: the file.
+        upright: turn it by its EXIF orientation; False = as stored, to which labels belong.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -74,7 +78,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
                 raise ImageError(f"{path} has {kind} per pixel (mode {image.mode}): an 8-bit colour image is needed")
             if _is_16_bit(image):
                 raise ImageError(f"{path} has 16 bit per channel: an 8-bit colour image is needed")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            return np.asarray((ImageOps.exif_transpose(image) if upright else image).convert("RGB"))
     except FileNotFoundError:
         raise ImageError(f"no image at {path}") from None
     except IsADirectoryError:

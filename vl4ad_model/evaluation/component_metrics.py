@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vl4ad_model.evaluation.scored_pixels import ANOMALY, IGNORE, check_frame
+from vl4ad_model.evaluation.scored_pixels import ANOMALY, IGNORE, as_stored, check_frame
 
 OVERLAPS = np.linspace(0.25, 0.75, 11)
 """The thresholds tau on sIoU and PPV."""
@@ -84,7 +84,7 @@ def match_components(scores: np.ndarray, labels: np.ndarray, threshold: float, t
     if scores.dtype == np.float64:
         scores = scores.astype(np.float32)
     with np.errstate(invalid="ignore"):
-        called = scores > scores.dtype.type(threshold)
+        called = scores > as_stored(threshold, scores.dtype)
     truth = labels == ANOMALY
     # Ignored pixels leave the prediction before it is split into components ...
     called &= labels != IGNORE

@@ -104,7 +104,7 @@ class FolderSource:
                 continue
             image, scores, labels, own_names = (Path(path) if path else None for path in entry.key)
             try:
-                rgb = image_files.read_rgb(image) if image and (pictures or not scores) else None
+                rgb = image_files.read_rgb(image, upright=not labels) if image and (pictures or not scores) else None
                 values = score_files.read_scores(scores) if scores else None
                 truth = None
                 if labels:

@@ -19,7 +19,7 @@ from vl4ad_model.evaluation.label_files import LabelMap
 from vl4ad_model.evaluation.label_metrics import confusion_matrix
 from vl4ad_model.evaluation.naming_metrics import NamingCounts, count_names
 from vl4ad_model.evaluation.pixel_metrics import PixelCounts
-from vl4ad_model.evaluation.scored_pixels import split_pixels
+from vl4ad_model.evaluation.scored_pixels import as_stored, split_pixels
 
 METRICS = ("pixel", "components", "fishyscapes", "miou", "naming")
 HISTOGRAM_BINS = 80
@@ -210,7 +210,7 @@ def count_second(
     above = [0, 0]
     if np.isfinite(shared.threshold):
         # Compared in the stored type, as the components are.
-        limit = np.array([pixels.stored_dtype.type(shared.threshold)], np.float32)
+        limit = as_stored(shared.threshold, pixels.stored_dtype).astype(np.float32).reshape(1)
         above = [part.size - int(part.count_below(limit, or_equal=True)[0]) for part in (pixels.anomalous, pixels.ordinary)]
         if "components" in metrics:
             components = component_metrics.match_components(scores, labels.anomaly, shared.threshold, track, name)

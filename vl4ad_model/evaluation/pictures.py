@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vl4ad_model.evaluation.label_files import LabelMap
+from vl4ad_model.evaluation.scored_pixels import as_stored
 from vl4ad_model.visualization import anomaly_heatmap
 
 PANEL_WIDTH, GAP = 480, 8
@@ -76,7 +77,8 @@ def strip(
     if base.shape[:2] != scores.shape:
         base = cv2.resize(base, (width, height), interpolation=cv2.INTER_AREA)
     low, high = score_range
-    shown = np.nan_to_num((scores.astype(np.float32) - low) / max(high - low, 1e-12), nan=0, posinf=1, neginf=0)
+    # In double precision, since the range of float32 is exceeded by the difference of two scores.
+    shown = np.nan_to_num((scores.astype(np.float64) - low) / max(high - low, 1e-12), nan=0, posinf=1, neginf=0).clip(0, 1)
     panels = [base, _labels(base, labels, palette), anomaly_heatmap(shown), _overlay(base, scores, labels, threshold)]
     small = [cv2.resize(np.ascontiguousarray(panel), size, interpolation=cv2.INTER_AREA) for panel in panels]
     gap = np.full((size[1], GAP, 3), 255, np.uint8)
@@ -111,7 +113,7 @@ def _overlay(base: np.ndarray, scores: np.ndarray, labels: LabelMap, threshold: 
     picture = (base * 0.55).astype(np.uint8)
     truth, counts = labels.anomaly == 1, labels.anomaly != 255
     with np.errstate(invalid="ignore"):
-        called = np.zeros_like(truth) if threshold is None else scores > scores.dtype.type(threshold)
+        called = np.zeros_like(truth) if threshold is None else scores > as_stored(threshold, scores.dtype)
     for inside, color in ((called & truth, FOUND), (called & ~truth & counts, FALSE_ALARM), (truth & ~called, MISSED)):
         picture[inside] = (picture[inside] * 0.25 + np.array(color) * 0.75).astype(np.uint8)
     picture[~counts] = (picture[~counts] * 0.45).astype(np.uint8)

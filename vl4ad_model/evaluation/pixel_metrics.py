@@ -86,7 +86,8 @@ def count_pixels(pixels: ScoredPixels) -> PixelCounts:
     low = min(part.low for part in parts)
     high = max(part.high for part in parts)
     # The spread is rounded as the stored type rounds, like the benchmark's own.
-    spread = float(pixels.stored_dtype.type(high) - pixels.stored_dtype.type(low))
+    with np.errstate(over="ignore"):
+        spread = float(pixels.stored_dtype.type(high) - pixels.stored_dtype.type(low))
     margin = max(spread * 1e-2, 1e-2)
     quantiles = [_quantiles(part, pixels.stored_dtype) for part in parts]
     edges = np.unique(np.concatenate([[low - margin, high + margin], *quantiles]))
@@ -100,7 +101,8 @@ def _quantiles(scores: OrderedScores, stored_dtype: np.dtype) -> np.ndarray:
     below = np.floor(position).astype(np.int64)
     low, high = scores.at(np.concatenate([below, np.minimum(below + 1, scores.size - 1)])).reshape(2, -1)
     weight = position - below
-    step = (high - low).astype(stored_dtype).astype(np.float64)
+    with np.errstate(over="ignore"):
+        step = (high - low).astype(stored_dtype).astype(np.float64)
     return np.where(weight < 0.5, low + step * weight, high - step * (1 - weight))
 
 

@@ -71,5 +71,11 @@ def split_pixels(scores: np.ndarray, labels: np.ndarray, frame: str = "frame") -
     return ScoredPixels(anomalous, ordinary, stored_dtype)
 
 
+def as_stored(threshold: float, dtype: np.dtype) -> np.ndarray:
+    """A threshold as scores of this type are compared with it, without dimensions; beyond its range it is infinite."""
+    with np.errstate(over="ignore"):
+        return np.asarray(threshold).astype(dtype)
+
+
 def _size(array: np.ndarray) -> str:
     return f"{array.shape[1]}x{array.shape[0]}" if array.ndim == 2 else f"of shape {array.shape}"

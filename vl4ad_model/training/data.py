@@ -115,7 +115,7 @@ def read_frame(files: FrameFiles, known: int | None = None) -> Frame:
     from vl4ad_model.errors import ImageError
 
     try:
-        rgb = read_rgb(files.image)
+        rgb = read_rgb(files.image, upright=False)
         with Image.open(files.labels) as picture:
             labels = np.asarray(picture)
     except (OSError, ValueError, ImageError) as error:

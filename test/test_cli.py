@@ -224,3 +224,19 @@ def test_the_benchmark_of_words_compares_with_open_clip(tmp_path):
     assert "lost cargo" in done.stdout
     refused = vl4ad("benchmark", "words", "--hazard", "car", cwd=tmp_path)
     assert refused.returncode == 2 and "already belongs to class 'car'" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("SIG_IGN", "SIG_IGN"), ("default_int_handler", "default_int_handler"), ("SIG_DFL", "")]
+)
+def test_a_handler_of_sigterm_that_somebody_else_set_stays(before, after):
+    program = f"""
+import contextlib, signal
+from vl4ad_model import cli
+signal.signal(signal.SIGTERM, signal.{before})
+with contextlib.suppress(SystemExit):
+    cli.main(["--version"])
+print(getattr(signal.getsignal(signal.SIGTERM), "__name__", "") or signal.getsignal(signal.SIGTERM).name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == (after or "<lambda>")

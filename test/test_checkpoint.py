@@ -101,6 +101,10 @@ def small():
         (lambda t: t.update(extra=torch.zeros(1)), "1 unexpected: extra"),
         (
             lambda t: t.update({"void_embedding.weight": torch.zeros(2, 3)}),
+            "these are the weights of another variant of the network",
+        ),
+        (
+            lambda t: t.update({"void_embedding.weight": torch.zeros(2, 3)}),
             "void_embedding.weight (2, 3) instead of (1, ",
         ),
         (
@@ -197,6 +201,73 @@ def test_fetching_again_never_blesses_a_file_that_was_changed(cache, released):
     registry.write_checksums(folder, listed)
     with pytest.raises(CheckpointError, match="wrong sha256"):
         registry.verify_folder(folder)
+
+
+def test_a_bad_file_brought_by_hand_gives_way_to_a_good_one(cache, released):
+    """A web page saved under the decoder's name, then the right file, then one of another day."""
+    folder = cache / "fcclip-r50"
+    folder.mkdir(parents=True)
+    save_file({key: clip_part(released)[key] for key in list(clip_part(released))[:2]}, folder / "clip.safetensors")
+    decoder = folder / "fcclip_cocopan_r50.pth"
+    decoder.write_text("<!DOCTYPE html>")
+    with pytest.raises(CheckpointError, match="no PyTorch file"):
+        registry.fetch(registry.MODELS["fcclip-r50"], offline=True)
+    torch.save({"model": {"a": torch.zeros(1)}}, decoder)
+    assert registry.fetch(registry.MODELS["fcclip-r50"], offline=True) == folder
+    assert sorted(registry.verify_folder(folder)) == ["clip.safetensors", decoder.name]
+    torch.save({"model": {"a": torch.ones(1)}}, decoder)
+    with pytest.raises(CheckpointError, match=r"if it is what you want, delete its line in SHA256SUMS"):
+        registry.locate("fcclip-r50", offline=True)
+    listing = folder / registry.CHECKSUMS
+    listing.write_text("".join(line for line in listing.read_text().splitlines(keepends=True) if ".pth" not in line))
+    assert registry.locate("fcclip-r50", offline=True).decoder == decoder
+    assert registry.fetch(registry.MODELS["fcclip-r50"], offline=True) == folder and decoder.name in registry.verify_folder(folder)
+
+
+def test_a_decoder_that_took_anothers_place_does_not_need_the_others_checksum(cache, released):
+    folder = cache / "fcclip-r50"
+    folder.mkdir(parents=True)
+    for name in ("clip.safetensors", "decoder.safetensors"):
+        save_file({"a": torch.zeros(1)}, folder / name)
+    registry.fetch(registry.MODELS["fcclip-r50"], offline=True)
+    (folder / "decoder.safetensors").unlink()
+    torch.save({"model": {"a": torch.zeros(1)}}, folder / "fcclip_cocopan_r50.pth")
+    assert registry.locate("fcclip-r50", offline=True).decoder == folder / "fcclip_cocopan_r50.pth"
+    registry.fetch(registry.MODELS["fcclip-r50"], offline=True)
+    assert sorted(registry.verify_folder(folder)) == ["clip.safetensors", "fcclip_cocopan_r50.pth"]
+
+
+@pytest.mark.parametrize("listing", ["{digest} *decoder.safetensors\n", "\n{DIGEST}  decoder.safetensors\n"])
+def test_checksums_in_every_form_of_sha256sum_are_compared(tmp_path, small, listing):
+    write_model(tmp_path, small[0])
+    path = tmp_path / "decoder.safetensors"
+    digest = checkpoint.sha256_of(path)
+    (tmp_path / registry.CHECKSUMS).write_text(listing.format(digest=digest, DIGEST=digest.upper()))
+    assert registry.verify_folder(tmp_path) == {path.name: digest}
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(CheckpointError, match="wrong sha256"):
+        registry.verify_folder(tmp_path)
+
+
+def test_one_file_with_all_of_clip_is_a_whole_model(tmp_path, small):
+    network, tensors = small
+    write_model(tmp_path, network)
+    for name in ("clip.safetensors", registry.CHECKSUMS):
+        (tmp_path / name).unlink()
+    save_file(tensors, tmp_path / "decoder.safetensors")
+    files = registry.locate(tmp_path)
+    assert "UNTRAINED" not in files.notice and not registry.untrained_notice(tmp_path)
+    state = registry.build_network(files)[0].state_dict()
+    assert all(torch.equal(state[key], value) for key, value in tensors.items())
+
+
+def test_a_released_checkpoint_with_all_of_clip_needs_no_download(cache, released):
+    folder = cache / "fcclip-r50"
+    folder.mkdir(parents=True)
+    torch.save({"model": released}, folder / "fcclip_cocopan_r50.pth")
+    state = registry.build_network(registry.locate("fcclip-r50", offline=True))[0].state_dict()
+    for key, value in checkpoint.network_keys(released).items():
+        assert torch.equal(state[key], value), key
 
 
 def test_a_truncated_safetensors_file_is_called_damaged(tmp_path, small):
@@ -334,10 +405,17 @@ def test_a_model_without_files_says_that_its_results_mean_nothing(tmp_path):
         ("config.json", '{"clip_model": "RN50", "channels": "wide"}', "channels must be a whole number"),
         ("config.json", '{"clip_model": "RN50", "channels": 96, "encoder_heads": 7}', "96.* must be a multiple of heads"),
         ("config.json", '{"clip_model": "no such model"}', "knows no model 'no such model'"),
+        ("config.json", '{"clip_model": "ViT-B-32"}', "VisionTransformer is no image tower of convolutions"),
+        ("config.json", '{"clip_model": "hf-hub:somebody/clip"}', "knows no model 'hf-hub:somebody/clip'"),
+        ("config.json", '{"clip_model": "RN50", "encoder_heads": 0}', "encoder_heads must be a whole number of 1 or more, not 0"),
+        ("config.json", '{"clip_model": "RN50", "queries": 0}', "queries must be a whole number of 1 or more, not 0"),
+        ("config.json", '{"clip_model": "RN50", "alpha": 7}', "alpha must be a number from 0 to 1, not 7"),
+        ("config.json", '{"clip_model": "RN50", "colour_tolerance": -3}', "colour_tolerance must be a number of 0 or more"),
         ("config.json", "[1]", "must hold one JSON object"),
         ("open_clip_config.json", "{", "not readable JSON"),
         ("open_clip_config.json", "[]", "must hold one JSON object"),
         ("SHA256SUMS", b"\xff\xfe", "SHA256SUMS cannot be read"),
+        ("SHA256SUMS", "SHA256 (clip.safetensors) = 00\n", "SHA256SUMS, line 1: no checksum and file name"),
     ],
 )
 def test_a_folder_that_describes_nothing_is_one_clear_line(tmp_path, name, content, message):

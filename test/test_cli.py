@@ -8,6 +8,7 @@ import sys
 import time
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -97,7 +98,12 @@ def deep_colour_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+def deep_jpeg_2000() -> bytes:
+    return cv2.imencode(".jp2", np.full((64, 64, 3), 40000, np.uint16))[1].tobytes()
+
+
 BAD_IMAGES = {
+    "deep.jp2": (deep_jpeg_2000(), "16 bit per channel"),
     "text.png": (b"hello", "is not an image"),
     "empty.png": (b"", "is not an image"),
     "grey.png": (np.zeros((64, 64), np.uint8), "one 8-bit channel"),
@@ -183,6 +189,29 @@ def test_segment_takes_folders_and_leaves_labels_and_its_own_results_alone(tmp_p
         done = vl4ad("segment", images, *options, "--out", "drive/images", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert sorted(p.name for p in (tmp_path / "drive/images").glob("*_labels.png")) == ["a_labels.png", "b_labels.png"]
+
+
+def test_a_file_name_of_any_bytes_is_written_as_it_can_be(tmp_path, street):
+    Image.fromarray(street).save(tmp_path / "plain.png")
+    os.rename(tmp_path / "plain.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    options = ("--engine", "torch", "--network-size", "96x160", "--out", "out")
+    done = vl4ad("segment", ".", *options, cwd=tmp_path, PYTHONIOENCODING="utf-8:strict")
+    assert done.returncode == 0 and "caf\\udce9" in done.stdout, done.stderr
+    assert len(list((tmp_path / "out").glob("*_labels.png"))) == 1
+
+
+def test_a_reader_that_goes_away_is_no_success(tmp_path):
+    """As `vl4ad segment FOLDER | head -1` has it."""
+    command = [
+        sys.executable,
+        "-c",
+        "import vl4ad_model.cli, time; time.sleep(1); vl4ad_model.cli.main(['models', 'fetch', 'tiny'])",
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        said = process.stderr.read().decode()
+    assert process.returncode == 1 and "Traceback" not in said
 
 
 @pytest.mark.parametrize(

@@ -370,7 +370,8 @@ def test_who_records_a_graph_can_hold_the_constants_it_reads():
      "CUDNN_STATUS_NOT_INITIALIZED", "CUDA_ERROR_OUT_OF_MEMORY", "GET was unable to find an engine to execute this computation",
      "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", "Failed to allocate memory for requested buffer of size 1",
      "Available memory of 8 is smaller than requested bytes of 9",
-     "Requested amount of GPU memory (1 bytes) could not be allocated."],
+     "Requested amount of GPU memory (1 bytes) could not be allocated.",
+     "OpenCV(4.13.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to allocate 1 bytes in function 'OutOfMemoryError'"],
 )  # fmt: skip
 def test_every_librarys_way_to_say_that_memory_ran_out_is_known(text):
     assert is_out_of_memory(RuntimeError(text))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import signal
 import sys
 import threading
@@ -294,8 +295,9 @@ def models_verify(
             raise ModelNotFoundError(f"{name} has no weights: put clip.safetensors and decoder.safetensors (or a .pth) there")
         files = registry.locate(name, offline=True)
         registry.build_network(files)
-        folder = (files.decoder or files.clip or Path()).parent
-        count = len(registry.verify_folder(folder))
+        used = [path for path in (files.decoder, files.clip) if path]
+        by_name = name in registry.MODELS and registry.MODELS[name].folder is None
+        count = len(registry.verify_folder(used[0].parent, {path.name for path in used} if by_name else None))
         compared = f"{count} checksums and" if count else "no checksums to compare,"
         print(f"{name}: {compared} all tensors are right")
 
@@ -339,14 +341,11 @@ def run(arguments: list[str], app: typer.Typer | None = None) -> int:
     except KeyboardInterrupt:
         print("vl4ad: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        return 0
+    except BrokenPipeError:  # whoever read the output has enough, and not all may be done: 1, as typer itself ends then
+        return 1
     except OSError as error:  # no room, no permission, no such folder
         where = f"{error.filename}: " if error.filename else ""
         print(f"vl4ad: {where}{error.strerror or error}", file=sys.stderr)
-        return USER_ERROR
-    except MemoryError:
-        print("vl4ad: not enough memory: try smaller images or a smaller model", file=sys.stderr)
         return USER_ERROR
     except SystemExit as stop:
         if stop.code == TERMINATED:
@@ -358,10 +357,20 @@ def run(arguments: list[str], app: typer.Typer | None = None) -> int:
             file=sys.stderr,
         )
         return USER_ERROR
+    except Exception as error:
+        from vl4ad_model.out_of_memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        print("vl4ad: not enough memory: try smaller images or a smaller model", file=sys.stderr)
+        return USER_ERROR
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `vl4ad` script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names may be any bytes
     # SIGTERM ends a command as any error does, so that it cleans up; worker processes are not started through here.
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))

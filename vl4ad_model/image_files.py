@@ -46,11 +46,21 @@ def check_rgb(rgb: np.ndarray, what: str = "image") -> np.ndarray:
     return np.ascontiguousarray(rgb)
 
 
-def _is_16_bit(image: Image.Image) -> bool:
-    """Whether a colour file has 16 bit per channel: Pillow opens it as 8-bit RGB and silently drops the lower half."""
+def _is_16_bit(image: Image.Image, path: Path) -> bool:
+    """Whether a colour file has more than 8 bit per channel: Pillow opens it as 8-bit RGB and silently drops the rest."""
+    if image.format == "JPEG2000":
+        return _jpeg_2000_depth(path) > 8
     layouts = [tile[3] for tile in getattr(image, "tile", ())]
     arguments = [part for layout in layouts for part in (layout if isinstance(layout, tuple) else (layout,))]
     return any(";16" in part if isinstance(part, str) else isinstance(part, int) and part == 65535 for part in arguments)
+
+
+def _jpeg_2000_depth(path: Path) -> int:
+    """Bits of the first channel, from the codestream's SIZ marker (ISO/IEC 15444-1, A.5.1); 0 where none is found."""
+    with open(path, "rb") as stream:
+        start = stream.read(1 << 16)
+    _, marker, size = start.partition(b"\xff\x4f\xff\x51")
+    return (size[38] & 0x7F) + 1 if marker and len(size) > 38 else 0
 
 
 def read_rgb(path: str | Path, *, upright: bool = True) -> np.ndarray:
@@ -76,7 +86,7 @@ def read_rgb(path: str | Path, *, upright: bool = True) -> np.ndarray:
             if image.mode not in ("RGB", "RGBA", "P", "CMYK", "YCbCr"):
                 kind = {"L": "one 8-bit channel", "1": "one bit", "LA": "grey and alpha"}.get(image.mode, "more than 8 bit")
                 raise ImageError(f"{path} has {kind} per pixel (mode {image.mode}): an 8-bit colour image is needed")
-            if _is_16_bit(image):
+            if _is_16_bit(image, path):
                 raise ImageError(f"{path} has 16 bit per channel: an 8-bit colour image is needed")
             return np.asarray((ImageOps.exif_transpose(image) if upright else image).convert("RGB"))
     except FileNotFoundError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 _SIGNS = (
     "out of memory",
+    "insufficient memory",  # OpenCV
     "out_of_memory",  # CUDA's own name for it
     "can't alloc",
     "outofmemory",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +97,7 @@ class ModelFiles:
         name: of the model or folder.
         config: values of `FCCLIPConfig`.
         decoder: weights of everything but CLIP; None = none exist, deterministic untrained ones are made.
-        clip: open_clip weights; None likewise.
+        clip: open_clip weights; the decoder's own file where that holds all of CLIP; None likewise.
         notice: one line that says what the model is, for logs and reports.
     """
 
@@ -139,13 +140,27 @@ def locate(name_or_folder: str | Path, *, offline: bool = False) -> ModelFiles:
     if info.folder is not None:
         return _from_folder(info.folder, info.name, notice=f"{info.name}: {info.summary}")
     folder = cache_folder() / info.name
-    decoder = next((folder / name for name in info.decoder_names if (folder / name).is_file()), None)
-    clip = folder / "clip.safetensors"
-    if decoder is None or not clip.is_file():
+    decoder, clip = _files_of(info, folder)
+    if decoder is None or clip is None:
         fetch(info, offline=offline)
-        decoder = next(folder / name for name in info.decoder_names if (folder / name).is_file())
-    verify_folder(folder)
+        decoder, clip = _files_of(info, folder)
+    verify_folder(folder, {path.name for path in (decoder, clip) if path})
     return ModelFiles(info.name, dict(info.config), decoder, clip, f"{info.name}: {info.summary}")
+
+
+def _files_of(info: ModelInfo, folder: Path) -> tuple[Path | None, Path | None]:
+    """A fetched model's decoder and CLIP, None where they are missing."""
+    decoder = next((folder / name for name in info.decoder_names if (folder / name).is_file()), None)
+    return decoder, _clip_of(folder, decoder)
+
+
+def _clip_of(folder: Path, decoder: Path | None) -> Path | None:
+    from vl4ad_model.network.checkpoint import holds_clip
+
+    clip = folder / "clip.safetensors"
+    if clip.is_file():
+        return clip
+    return decoder if decoder is not None and holds_clip(decoder) else None
 
 
 def _from_folder(folder: Path, name: str, *, notice: str) -> ModelFiles:
@@ -167,8 +182,8 @@ UNTRAINED = "UNTRAINED: deterministic weights stand in for missing files, result
 def _weights_in(folder: Path) -> tuple[Path | None, Path | None]:
     """Files of the decoder's and CLIP's weights, None where they are missing."""
     decoders = [folder / "decoder.safetensors", *sorted(folder.glob("*.pth"))]
-    clip = folder / "clip.safetensors"
-    return next((path for path in decoders if path.is_file()), None), clip if clip.is_file() else None
+    decoder = next((path for path in decoders if path.is_file()), None)
+    return decoder, _clip_of(folder, decoder)
 
 
 def untrained_notice(name_or_folder: str | Path) -> str:
@@ -199,12 +214,20 @@ def _listed_checksums(folder: Path) -> dict[str, str]:
         lines = listing.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{listing} cannot be read ({error}): fetch the model again") from None
-    pairs = [line.strip().partition("  ") for line in lines]
-    return {name: digest for digest, _, name in pairs if name}
+    digests = {}
+    for number, line in enumerate(lines, 1):
+        if match := re.fullmatch(r"([0-9a-fA-F]{64}) [ *](.+)", line.strip()):
+            digests[match[2]] = match[1].lower()
+        elif line.strip():
+            raise CheckpointError(f"{listing}, line {number}: no checksum and file name as sha256sum writes them")
+    return digests
 
 
-def verify_folder(folder: Path) -> dict[str, str]:
+def verify_folder(folder: Path, names: Collection[str] | None = None) -> dict[str, str]:
     """Check every file that the folder's SHA256SUMS lists.
+
+    Args:
+        names: of the files that count, where not all do.
 
     Returns:
         file name -> digest; empty where there is no list.
@@ -214,26 +237,30 @@ def verify_folder(folder: Path) -> dict[str, str]:
     """
     from vl4ad_model.network.checkpoint import sha256_of
 
-    digests = _listed_checksums(folder)
+    digests = {name: digest for name, digest in _listed_checksums(folder).items() if names is None or name in names}
     for name, digest in digests.items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path} is listed in {CHECKSUMS} but missing: fetch the model again")
         if sha256_of(path) != digest:
-            raise CheckpointError(f"{path} has the wrong sha256: it is damaged or was changed; delete it and fetch it again")
+            raise CheckpointError(
+                f"{path} has the wrong sha256: it is damaged or was changed; delete it and fetch it again "
+                f"(if it is what you want, delete its line in {CHECKSUMS})"
+            )
     return digests
 
 
-def write_checksums(folder: Path, known: Mapping[str, str] | None = None) -> None:
+def write_checksums(folder: Path, known: Mapping[str, str] | None = None, names: Collection[str] | None = None) -> None:
     """Write SHA256SUMS over the folder's weights and configuration files (atomic).
 
     Args:
         known: file name -> digest of files that are not hashed again: a file that was changed since must not be blessed.
+        names: of the files that are listed, if they are there; None = all weights and configuration files.
     """
     from vl4ad_model.network.checkpoint import sha256_of
 
-    names = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".pth", ".json"))
-    digests = {name: (known or {}).get(name) or sha256_of(folder / name) for name in names}
+    there = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".pth", ".json"))
+    digests = {name: (known or {}).get(name) or sha256_of(folder / name) for name in there if names is None or name in names}
     part = folder / (CHECKSUMS + ".part")
     part.write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()), encoding="utf-8")
     os.replace(part, folder / CHECKSUMS)
@@ -253,17 +280,19 @@ def fetch(info: ModelInfo, *, offline: bool = False) -> Path:
         return info.folder
     folder = cache_folder() / info.name
     by_hand = info.by_hand.format(folder=folder)
+    decoder, clip = _files_of(info, folder)
     needed: list[tuple[str, tuple[str, ...], str]] = []
-    if not any((folder / name).is_file() for name in info.decoder_names):
+    if decoder is None:
         if not info.decoder_repository:
             raise ModelNotFoundError(f"{info.name}: its decoder is not on a hub; {by_hand}")
         needed.append((info.decoder_repository, (info.decoder_file,), info.decoder_names[0]))
-    if not (folder / "clip.safetensors").is_file():
+    if clip is None:
         assert info.clip_pretrained is not None
         needed.append((*_clip_source(*info.clip_pretrained), "clip.safetensors"))
     if not needed:
-        if not verify_folder(folder):
-            write_checksums(folder)
+        used = {path.name for path in (decoder, clip) if path}
+        if used - verify_folder(folder, used).keys():
+            _list_checksums(folder, used, _listed_checksums(folder))
         return folder
     if is_offline(offline):
         names = ", ".join(target for _, _, target in needed)
@@ -272,9 +301,18 @@ def fetch(info: ModelInfo, *, offline: bool = False) -> Path:
     for repository, files, target in needed:
         known.pop(target, None)
         _download(repository, files, folder / target, by_hand)
-    write_checksums(folder, known)
+    _list_checksums(folder, {path.name for path in _files_of(info, folder) if path}, known)
     shutil.rmtree(folder / _PARTIAL, ignore_errors=True)
     return folder
+
+
+def _list_checksums(folder: Path, names: set[str], known: Mapping[str, str]) -> None:
+    """What was brought by hand is listed as it is, so that later damage is noticed; but not if it is damaged already."""
+    from vl4ad_model.network.checkpoint import tensor_names
+
+    for name in names - known.keys():
+        tensor_names(folder / name)
+    write_checksums(folder, known, names)
 
 
 def _clip_source(model: str, tag: str) -> tuple[str, tuple[str, ...]]:
@@ -323,6 +361,12 @@ def _download(repository: str, files: tuple[str, ...], target: Path, by_hand: st
     raise ModelNotFoundError(f"{repository} has none of {', '.join(files)} ({type(last).__name__}); {by_hand}")
 
 
+def _source(files: ModelFiles) -> str:
+    """The model and where its weights are, for an error."""
+    paths = dict.fromkeys(str(path) for path in (files.decoder, files.clip) if path)
+    return f"{files.name} ({', '.join(paths)})" if paths else files.name
+
+
 def build_network(files: ModelFiles) -> tuple[FCCLIP, FCCLIPConfig]:
     """Build the network and load its weights.
 
@@ -338,7 +382,7 @@ def build_network(files: ModelFiles) -> tuple[FCCLIP, FCCLIPConfig]:
     try:
         with Uninitialized():  # every weight is loaded or filled below
             network = FCCLIP(config).eval()
-    except (ValueError, TypeError, AssertionError, RuntimeError, KeyError) as error:
+    except (ValueError, TypeError, AssertionError, RuntimeError, KeyError, AttributeError, ZeroDivisionError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{files.name}: config.json describes no network that can be built ({reason})") from None
     if files.decoder is None or files.clip is None:
@@ -348,9 +392,10 @@ def build_network(files: ModelFiles) -> tuple[FCCLIP, FCCLIPConfig]:
         tensors = {key: value for key, value in tensors.items() if key.startswith("clip.")}
     if files.clip is not None:
         tensors = {key: value for key, value in tensors.items() if not key.startswith("clip.")}
+    if files.clip not in (None, files.decoder):
         tensors.update(checkpoint.clip_keys(checkpoint.read_tensors(files.clip)))
     if files.decoder is not None:
         tensors.update(checkpoint.network_keys(checkpoint.read_tensors(files.decoder)))
-    checkpoint.load_network_weights(network, tensors, source=files.name)
+    checkpoint.load_network_weights(network, tensors, source=_source(files))
     network.requires_grad_(False)
     return network, config

@@ -44,8 +44,43 @@ WRAPPERS = ("module.", "model.")
 _LISTED = 6
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def tensor_names(path: Path) -> list[str]:
+    """Names of all tensors in a file that `read_tensors` reads, without reading them.
+
+    Raises:
+        CheckpointError: as `read_tensors`.
+    """
+    if path.suffix != ".safetensors" or not path.is_file():
+        return list(read_tensors(path, mmap=True))
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as stream:
+            return list(stream.keys())
+    except (SafetensorError, ValueError, OSError) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is damaged or not a safetensors file ({error}): fetch it again")
+
+
+def holds_clip(path: Path) -> bool:
+    """Whether a decoder's file has CLIP's image and text towers, too.
+
+    Raises:
+        CheckpointError: as `read_tensors`.
+    """
+    keys = network_keys(dict.fromkeys(tensor_names(path), torch.empty(0)))
+    return "clip.model.token_embedding.weight" in keys and any(key.startswith("clip.model.visual.") for key in keys)
+
+
+def read_tensors(path: Path, *, mmap: bool = False) -> dict[str, Tensor]:
     """All tensors of a `.safetensors`, `.pth`, `.pt` or `.bin` file, on the CPU.
+
+    Args:
+        path: the file.
+        mmap: read what is used, when it is used; for looking at names.
 
     Raises:
         CheckpointError: the file is missing, truncated, of another kind, or holds more than tensors.
@@ -60,11 +95,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         try:
             return load_file(path)
         except (SafetensorError, ValueError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged or not a safetensors file ({error}): fetch it again") from None
+            raise _damaged(path, error) from None
     if path.suffix not in (".pth", ".pt", ".bin"):
         raise CheckpointError(f"{path} has an unknown ending; weights are .safetensors or .pth")
+    with path.open("rb") as stream:
+        if not stream.read(4).startswith((b"PK\x03\x04", b"\x80")):  # a zip archive, or a pickle of old
+            raise CheckpointError(f"{path} is no PyTorch file (a saved web page?): download it again")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap or None)
     except Exception as error:
         reason = "it holds pickled code" if "weights_only" in str(error) or "Unsupported" in str(error) else "it is damaged"
         raise CheckpointError(f"{path} was not loaded: {reason}; only files with nothing but tensors are accepted") from None
@@ -139,6 +177,8 @@ def load_network_weights(network: FCCLIP, tensors: Mapping[str, Tensor], *, sour
         broken = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not _is_finite(tensor)]
         if broken:
             problems.append(f"{len(broken)} hold NaN or infinity: {_listed(sorted(broken))}")
+    if misshapen and not missing and not unexpected:
+        problems.append("these are the weights of another variant of the network")
     if problems:
         raise CheckpointError(f"{source} does not fit the network: {'; '.join(problems)}")
     with torch.no_grad():

@@ -38,7 +38,8 @@ def build_open_clip(name: str, config: dict[str, Any] | None = None) -> nn.Modul
     import open_clip
 
     if config is None:
-        config = open_clip.get_model_config(name)
+        # With a scheme ("hf-hub:...") it would be looked for elsewhere.
+        config = None if ":" in name else open_clip.get_model_config(name)
         if config is None:
             raise CheckpointError(f"open_clip {open_clip.__version__} knows no model '{name}': see open_clip.list_models()")
     config = {key: value for key, value in config.items() if key in ("embed_dim", "vision_cfg", "text_cfg", "quick_gelu")}
@@ -74,8 +75,10 @@ class FrozenClip(nn.Module):
         if self.kind == "resnet":
             width = visual.conv3.out_channels
             self.pyramid_channels = (width * 4, width * 8, width * 16, width * 32)
-        else:
+        elif hasattr(visual, "trunk"):
             self.pyramid_channels, self._feature_indices = _timm_levels(visual.trunk)
+        else:
+            raise CheckpointError(f"{type(visual).__name__} is no image tower of convolutions (ConvNeXt, ResNet, others of timm's)")
         self.requires_grad_(False)
         self.eval()
 

@@ -118,6 +118,10 @@ class FCCLIPConfig:
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
 
 
+_SHARES = ("alpha", "beta")
+_MAY_BE_NONE = ("encoder_layers", "mask_channels", "class_hidden")
+
+
 def _wanted(name: str, kind: str, value: Any) -> str:
     """What an entry of `FCCLIPConfig` should be; empty where the value is that."""
     from vl4ad_model.scoring import CLASSIFIERS, SCORINGS  # which needs other parts of this package
@@ -134,9 +138,13 @@ def _wanted(name: str, kind: str, value: Any) -> str:
     if name in choices:
         return "" if value in choices[name] else f"one of {', '.join(choices[name])}"
     if kind == "float":
-        return "" if isinstance(value, float) and math.isfinite(value) else "a number"
+        number = isinstance(value, float) and math.isfinite(value)
+        if name in _SHARES:
+            return "" if number and 0 <= value <= 1 else "a number from 0 to 1"
+        return "" if number and value >= 0 else "a number of 0 or more"
     if kind == "int":
-        return "" if type(value) is int and value >= 0 else "a whole number"
+        least = 0 if name in _MAY_BE_NONE else 1
+        return "" if type(value) is int and value >= least else f"a whole number of {least} or more"
     if kind == "bool":
         return "" if isinstance(value, bool) else "true or false"
     if kind == "str":

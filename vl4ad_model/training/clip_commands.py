@@ -86,7 +86,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
     files = registry.locate(folder, offline=True)
     config = files.config.get("clip_config")
-    if files.clip is None or config is None:
+    if files.clip in (None, files.decoder) or config is None:
         raise CheckpointError(f"{folder} has no clip.safetensors or no clip_config: run `vl4ad train-clip text` first")
     model = build_open_clip("vl4ad-tiny", config)
     missing, unexpected = model.load_state_dict(checkpoint.read_tensors(files.clip), strict=False)

@@ -261,7 +261,7 @@ def test_one_file_with_all_of_clip_is_a_whole_model(tmp_path, small):
     assert all(torch.equal(state[key], value) for key, value in tensors.items())
 
 
-def test_a_released_checkpoint_with_all_of_clip_needs_no_download(cache, released):
+def test_a_checkpoint_with_all_of_clip_needs_no_download(cache, released):
     folder = cache / "fcclip-r50"
     folder.mkdir(parents=True)
     torch.save({"model": released}, folder / "fcclip_cocopan_r50.pth")

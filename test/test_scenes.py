@@ -17,7 +17,7 @@ pytest.importorskip("moderngl", reason="rendering is an extra: pip install '.[sc
 from vl4ad_model.errors import SceneError
 from vl4ad_model.scenes.classes import BICYCLE, FIRST_HAZARD, HAZARD_CLASS, MOTORCYCLE, RIDER, ROAD, VEGETATION
 from vl4ad_model.scenes.cutouts import is_held_out, names_of
-from vl4ad_model.scenes.dataset import Recipe, make_frame
+from vl4ad_model.scenes.dataset import Recipe, make_frame, missing
 from vl4ad_model.scenes.hazard_shapes import SHAPES
 from vl4ad_model.scenes.hazards import BY_NAME, GENERIC_PROMPTS, HAZARD_TYPES, HELD_OUT, SEEN
 from vl4ad_model.scenes.renderer import Renderer
@@ -241,6 +241,7 @@ def test_an_interrupted_rendering_says_how_to_go_on_and_does(tmp_path):
         (("render", "--out", "x", "--count", "0"), "'--count': Input should be greater than or equal to 1"),
         (("render", "--out", "x", "--cutouts", "."), "unpack the npm package @lobehub/fluent-emoji-3d"),
         (("bag", "--out", "x", "--hazards", "tyre,unicorn"), "hazard type 'unicorn' is unknown: use tyre, "),
+        (("bag", "--out", "x", "--width", "40000", "--seconds", "0.1"), "40000x384 is too large for this OpenGL"),
         (("bag", "--out", "x", "--weather", "hail"), "weather 'hail' is unknown: use clear, "),
         (("bag", "--out", "x", "--seconds", "0"), "'--seconds': Input should be greater than or equal to 0.1"),
     ],
@@ -251,6 +252,24 @@ def test_mistakes_get_one_clear_line(tmp_path, arguments, words):
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_a_recipe_that_is_none_is_called_damaged(tmp_path):
+    for content in ("null", "[1, 2]", "{"):
+        (tmp_path / "recipe.json").write_text(content)
+        with pytest.raises(SceneError, match=r"recipe\.json is damaged"):
+            missing(Recipe(), range(1), tmp_path)
+
+
+def test_frames_that_failed_are_no_success(tmp_path):
+    (tmp_path / "cutouts").mkdir()
+    (tmp_path / "cutouts/1faa3.png").write_bytes(b"no picture")
+    options = ("--split", "seen", "--count", 3, "--seed", 2, "--height", 96, "--width", 160, "--cutouts", tmp_path / "cutouts")
+    done = vl4ad("render", "--out", "a", *options, cwd=tmp_path)
+    made = len(list((tmp_path / "a/frames").glob("*.json")))
+    assert made < 3 and f"{made} frames in a" in done.stdout
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == f"vl4ad: {3 - made} of 3 frames failed: the same command tries them again"
 
 
 def test_without_egl_one_line_says_what_to_install(tmp_path):

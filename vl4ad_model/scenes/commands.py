@@ -79,7 +79,9 @@ def render(
     except KeyboardInterrupt:
         print("vl4ad: interrupted; the same command goes on from there", file=sys.stderr)
         sys.exit(130)
-    print(f"{count - failures} frames in {out}" + (f", {failures} failed" if failures else ""))
+    print(f"{count - failures} frames in {out}")
+    if failures:
+        raise SceneError(f"{failures} of {count} frames failed: the same command tries them again")
 
 
 @app.command()

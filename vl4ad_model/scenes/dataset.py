@@ -165,9 +165,11 @@ def missing(recipe: Recipe, seeds: range, folder: Path) -> list[int]:
     note, mine = folder / "recipe.json", {**json.loads(json.dumps(asdict(recipe))), "cutouts": recipe.cutouts is not None}
     if note.is_file():
         try:
-            theirs = dict(json.loads(note.read_text()))
-        except ValueError:
-            raise SceneError(f"{note} is damaged: remove it, or name another folder") from None
+            theirs = json.loads(note.read_text())
+        except (ValueError, RecursionError):
+            theirs = None
+        if not isinstance(theirs, dict):
+            raise SceneError(f"{note} is damaged: remove it, or name another folder")
         usual = asdict(Recipe())  # what a folder means that was begun before a key came in
         differing = [key for key in mine if mine[key] != theirs.get(key, usual[key])]
         if differing:

@@ -66,7 +66,7 @@ class Renderer:
 
     Raises:
         MissingDependencyError: moderngl is not installed.
-        SceneError: no EGL on this machine.
+        SceneError: no EGL on this machine, or a size that its OpenGL cannot draw.
     """
 
     def __init__(self, height: int, width: int) -> None:
@@ -92,8 +92,12 @@ class Renderer:
         self.meshes = {name: gl.buffer(mesh.tobytes()) for name, mesh in MESHES.items()}
         corners = np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]], "f4")
         self.corners = gl.buffer(corners.tobytes())
-        self.color, self.ids = gl.texture(full, 3, dtype="f2"), gl.texture(full, 2, dtype="u2")
-        self.target = gl.framebuffer([self.color, self.ids], gl.depth_renderbuffer(full))
+        try:
+            self.color, self.ids = gl.texture(full, 3, dtype="f2"), gl.texture(full, 2, dtype="u2")
+            self.target = gl.framebuffer([self.color, self.ids], gl.depth_renderbuffer(full))
+        except moderngl.Error as error:
+            most = min(gl.info["GL_MAX_TEXTURE_SIZE"], gl.info["GL_MAX_RENDERBUFFER_SIZE"]) // SUPERSAMPLE
+            raise SceneError(f"{width}x{height} is too large for this OpenGL ({error}): it draws sides of at most {most}") from None
         self.shadow = gl.depth_texture((SHADOW_SIZE, SHADOW_SIZE))
         self.shadow.compare_func = "<="
         self.shadow_target = gl.framebuffer(depth_attachment=self.shadow)

@@ -466,6 +466,11 @@ def test_a_crop_of_an_image_that_is_too_small_is_padded_and_ignored():
         ({"steps": 0}, "'steps' must be positive"),
         ({"workers": -2}, "'workers' must not be negative"),
         ({"seed": -1}, "'seed' must not be negative"),
+        ({"seed": 10**19}, "'seed' must be at most"),
+        ({"threads": 10**9}, "'threads' must be 0 .* to 1024"),
+        ({"points": 10**20}, "'points' must be at most"),
+        ({"crop": [64, 32 * 10**12]}, "'crop' needs multiples of 32, up to 16384"),
+        ({"learning_rate": 10**400}, "'learning_rate' must be a number"),
         ({"class_weight": -3}, "'class_weight' must not be negative"),
         ({"rare_crops": 7}, r"'rare_crops' is a share: it must be in \[0, 1\]"),
         ({"learning_rate": "inf"}, "'learning_rate' must be a finite number"),
@@ -488,6 +493,22 @@ def test_a_mistake_in_a_file_names_the_file_and_a_number_may_be_written_as_peopl
     assert TrainingConfig.from_yaml(file).learning_rate == 1e-3
     file.write_text(file.read_text() + "batch: 4\n")
     with pytest.raises(TrainingError, match=r"run\.yaml: no entry 'batch'"):
+        TrainingConfig.from_yaml(file)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("seed: 2001-99-99", "is not usable YAML"),
+        ("crop: " + 5000 * "[" + 5000 * "]", "is not usable YAML"),
+        ("steps: 10\nsteps: 20", "has 'steps' twice in one mapping"),
+        ("data: [{kind: rendered, kind: cityscapes, folder: x}]", "has 'kind' twice in one mapping"),
+    ],
+)
+def test_what_yaml_itself_stumbles_over_or_lets_pass_is_named(tmp_path, line, message):
+    file = tmp_path / "run.yaml"
+    file.write_text(f"model: tiny\n{line}\n")
+    with pytest.raises(TrainingError, match=rf"run\.yaml {message}"):
         TrainingConfig.from_yaml(file)
 
 
@@ -651,6 +672,36 @@ def test_a_frame_that_does_not_say_its_hazards_is_named(tmp_path):
         for read in (lambda files: read_frame(files[0]), hazard_names):
             with pytest.raises(TrainingError, match=r"frames/a\.json does not say what the hazards are"):
                 read(files)
+
+
+@pytest.mark.parametrize("number", ["300", "255", "-5", "3"])
+def test_a_hazard_with_the_label_of_something_else_is_named(tmp_path, rendered, number):
+    from vl4ad_model.training.trainer import Trainer
+
+    shutil.copytree(rendered, tmp_path / "frames")
+    hazards = {"100": {"name": "sofa"}, number: {"name": "tyre"}}
+    (tmp_path / "frames/frames/000002.json").write_text(json.dumps({"hazards": hazards}))
+    config = TrainingConfig.from_dict(_settings(tmp_path / "frames"), base=tmp_path)
+    with pytest.raises(TrainingError, match=rf"000002\.json: hazard 'tyre' has label {number}: .* it is 19 to 254"):
+        Trainer(config, tmp_path / "run")
+
+
+def test_a_hazards_label_is_no_known_class_of_a_long_vocabulary(tmp_path, rendered):
+    """Label 100 of a rendered frame is its first hazard, and class 100 of 120."""
+    from vl4ad_model.training.trainer import Trainer
+
+    def trainer(classes, **changes):
+        known = [known.name for known in Vocabulary.cityscapes().classes]
+        known += [f"class {index}" for index in range(len(known), classes)]
+        (tmp_path / "long.yaml").write_text(json.dumps({"classes": known}))
+        values = _settings(rendered, vocabulary="long.yaml", anchored_queries=False, most_copied=0, **changes)
+        return Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / "run")
+
+    assert trainer(100).vocabulary.known_count == 100
+    with pytest.raises(TrainingError, match=r"json: hazard '.*' has label 100: beside 120 known classes it is 120 to 254"):
+        trainer(120)
+    with pytest.raises(TrainingError, match="'cutouts' and 'most_copied' take labels from 160 on"):
+        trainer(170, cutouts="pictures")
 
 
 def test_a_label_that_stands_for_nothing_is_named(rendered, tmp_path):

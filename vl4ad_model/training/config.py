@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vl4ad_model.errors import TrainingError, did_you_mean
+from vl4ad_model.errors import TrainingError, VocabularyError, did_you_mean
+from vl4ad_model.image_files import MAX_SIDE
+from vl4ad_model.vocabulary import _parse_yaml
 
 KINDS = ("rendered", "cityscapes")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -123,16 +125,14 @@ class TrainingConfig:
         Raises:
             TrainingError: unreadable, not YAML, an unknown entry or an impossible value; the message names it.
         """
-        import yaml
-
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            values = _parse_yaml(Path(path).read_text(encoding="utf-8"), f"training configuration {path}")
         except OSError as error:
             raise TrainingError(f"training configuration {path} cannot be read: {error.strerror or error}") from None
         except UnicodeDecodeError as error:
             raise TrainingError(f"training configuration {path} is not UTF-8 (byte {error.start})") from None
-        except yaml.YAMLError as error:
-            raise TrainingError(f"training configuration {path} is not YAML: {' '.join(str(error).split())}") from None
+        except VocabularyError as error:
+            raise TrainingError(str(error)) from None
         if not isinstance(values, dict):
             raise TrainingError(f"training configuration {path} must be a mapping of names to values")
         return cls.from_dict(values, base=Path(path).resolve().parent, title=f"training configuration {path}")
@@ -182,7 +182,9 @@ class TrainingConfig:
             if not condition:
                 raise TrainingError(message)
 
-        need(all(side >= 32 and side % 32 == 0 for side in self.crop), "'crop' needs multiples of 32")
+        need(
+            all(32 <= side <= MAX_SIDE and side % 32 == 0 for side in self.crop), f"'crop' needs multiples of 32, up to {MAX_SIDE}"
+        )
         need(0 < self.scales[0] <= self.scales[1], "'scales' needs 0 < smallest <= largest")
         need(self.precision in PRECISIONS, f"'precision' must be one of {', '.join(PRECISIONS)}")
         positive = ("steps", "batch_size", "points", "validate_every", "validation_images", "checkpoint_every", "learning_rate")
@@ -192,6 +194,8 @@ class TrainingConfig:
             value = getattr(self, field.name)
             if isinstance(value, float):
                 need(math.isfinite(value), f"'{field.name}' must be a finite number")
+            elif isinstance(value, int):
+                need(value <= LARGEST, f"'{field.name}' must be at most {LARGEST}")
         for name in ("warmup_steps", "weight_decay", "clip_gradient_norm", "most_copied", "patience", "seed", "workers", *_WEIGHTS):
             need(getattr(self, name) >= 0, f"'{name}' must not be negative")
         need(self.most_copied <= MOST_COPIED, f"'most_copied' must be at most {MOST_COPIED}: labels have eight bits")
@@ -202,7 +206,7 @@ class TrainingConfig:
         need(all(count >= 0 for count in self.extra_blocks or ()), "'extra_blocks' must not be negative")
         need(self.decoder_layers >= 0, "'decoder_layers' must not be negative; 0 = as many as the model has")
         need((self.colour_tolerance or 0) >= 0, "'colour_tolerance' must not be negative; 0 = bilinear masks")
-        need(self.threads >= 0, "'threads' must not be negative; 0 = the library's default")
+        need(0 <= self.threads <= MOST_THREADS, f"'threads' must be 0 (the library's default) to {MOST_THREADS}")
         need(0 <= self.ema_decay < 1, "'ema_decay' must be in [0, 1)")
 
     def to_json(self) -> str:
@@ -211,6 +215,8 @@ class TrainingConfig:
 
 
 MOST_COPIED = 75  # ids 180 to 254
+LARGEST = 10**15  # whole number: more than any memory holds, and a few of them added still fit in 64 bits
+MOST_THREADS = 1024
 _WEIGHTS = ("class_weight", "mask_weight", "dice_weight", "map_weight", "no_object_weight", "name_weight", "iou_weight")
 _TUPLES: dict[str, tuple[int, type]] = {"crop": (2, int), "scales": (2, float), "extra_blocks": (3, int)}
 _KINDS_OF_VALUES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
@@ -221,7 +227,7 @@ def _of_type(name: str, value: Any, kind: type) -> Any:
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise TrainingError(f"'{name}' must be {_KINDS_OF_VALUES[kind]}, not {value!r:.60}")

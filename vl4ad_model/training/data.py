@@ -104,11 +104,12 @@ def read_frame(files: FrameFiles, known: int | None = None) -> Frame:
     """Read a frame.
 
     Args:
-        known: number of known classes; with it, labels of a rendered frame that stand for nothing are refused. The 19 of
-            Cityscapes always stand for something.
+        known: number of known classes; with it, labels of a rendered frame that stand for nothing are refused, and hazards that
+            have a known class's label. The 19 of Cityscapes always stand for something.
 
     Raises:
-        TrainingError: a file is damaged, image and labels differ in size, or a label stands for nothing; names the file.
+        TrainingError: a file is damaged, image and labels differ in size, or a label stands for nothing or for two things; names
+            the file.
     """
     from PIL import Image
 
@@ -124,7 +125,7 @@ def read_frame(files: FrameFiles, known: int | None = None) -> Frame:
         raise TrainingError(f"{files.labels}: labels are {labels.dtype} {labels.shape}, 8 bit of the image's size are needed")
     if files.info is None:
         return Frame(rgb, cityscapes_train_ids(labels), {})
-    listed = _hazards(files.info)
+    listed = _hazards(files.info, known or 0)
     hazards = {number: name for number, (name, _) in listed.items()}
     if known is not None:
         known = max(known, len(_CITYSCAPES_TRAIN_IDS))
@@ -145,23 +146,29 @@ def cityscapes_train_ids(labels: np.ndarray) -> np.ndarray:
     return table[labels]
 
 
-def hazard_names(frames: Sequence[FrameFiles]) -> set[str]:
-    """The names of all hazards that a list of rendered frames shows; assemblies have none."""
+def hazard_names(frames: Sequence[FrameFiles], known: int = 0) -> set[str]:
+    """The names of all hazards that a list of rendered frames shows, beside so many known classes; assemblies have none."""
     names: set[str] = set()
     for files in frames:
         if files.info is not None:
-            names.update(name for name, kind in _hazards(files.info).values() if kind != "assembly")
+            names.update(name for name, kind in _hazards(files.info, known).values() if kind != "assembly")
     return names
 
 
-def _hazards(info: Path) -> dict[int, tuple[str, str]]:
+def _hazards(info: Path, known: int) -> dict[int, tuple[str, str]]:
     """Label -> name and kind, from a frame's JSON.
 
     Raises:
-        TrainingError: damaged; names the file.
+        TrainingError: damaged, or a label that no hazard can have beside `known` classes; names the file.
     """
     try:
         hazards = json.loads(info.read_text(encoding="utf-8")).get("hazards", {})
-        return {int(number): (str(hazard["name"]), str(hazard.get("kind", ""))) for number, hazard in hazards.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        listed = {int(number): (str(hazard["name"]), str(hazard.get("kind", ""))) for number, hazard in hazards.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise TrainingError(f"{info} does not say what the hazards are ({type(error).__name__}: {error})") from None
+    for number, (name, _) in listed.items():
+        if not known <= number < IGNORED:
+            raise TrainingError(
+                f"{info}: hazard '{name}' has label {number}: beside {known} known classes it is {known} to {IGNORED - 1}"
+            )
+    return listed

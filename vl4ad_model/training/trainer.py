@@ -36,7 +36,7 @@ from vl4ad_model.network_words import GENERIC_NAMES
 from vl4ad_model.scoring import MAX_LOGIT_SCALE
 from vl4ad_model.training import data as frames_on_disk
 from vl4ad_model.training import naming
-from vl4ad_model.training.augmentation import CutOuts, SeenThings, augment
+from vl4ad_model.training.augmentation import FIRST_PASTED, CutOuts, SeenThings, augment
 from vl4ad_model.training.config import TrainingConfig
 from vl4ad_model.training.device_crops import DeviceCrops, quiet_worker
 from vl4ad_model.training.features import Pyramid, frozen_pyramid, with_pyramids
@@ -246,6 +246,11 @@ class Trainer:
         config = self.config
         self.vocabulary = Vocabulary.from_yaml(config.vocabulary) if config.vocabulary else Vocabulary.cityscapes()
         frames_on_disk.require_same_classes((*config.data, *config.validation), self.vocabulary)
+        if self.vocabulary.known_count > FIRST_PASTED and (config.cutouts or config.most_copied):
+            raise TrainingError(
+                f"'cutouts' and 'most_copied' take labels from {FIRST_PASTED} on: "
+                f"the vocabulary's {self.vocabulary.known_count} known classes leave them none"
+            )
         self.cutouts = CutOuts.load(config.cutouts) if config.cutouts else None
         tokenize, end_token = tokenizer(self.model_config.clip_model, self.model_config.clip_config)
         self.text = prompts.TextEncoder(
@@ -256,7 +261,8 @@ class Trainer:
             # What a GPU computes differs in the last digits; the shared cache holds what a CPU does.
             cache_folder=prompts.default_cache_folder() if self.device.type == "cpu" else None,
         )
-        shown = frames_on_disk.hazard_names(list(dict.fromkeys(self._files))) | set(self.cutouts.names if self.cutouts else ())
+        shown = frames_on_disk.hazard_names(list(dict.fromkeys(self._files)), self.vocabulary.known_count)
+        shown |= set(self.cutouts.names if self.cutouts else ())
         names = self._names = {name: _training_names(name) for name in sorted(shown)}
         if config.anchored_queries and self.vocabulary.known_count >= self.model_config.queries:
             raise TrainingError(

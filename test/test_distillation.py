@@ -1,15 +1,18 @@
 """How the tiny CLIP is made: shortcuts give the same values as the long way, teaching teaches, nothing held out is looked at."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
+from vl4ad_model import cli, registry
 from vl4ad_model.errors import CheckpointError, SceneError
+from vl4ad_model.network.checkpoint import read_tensors
 from vl4ad_model.network.clip import FrozenClip, build_open_clip, tokenizer
 from vl4ad_model.training import backbone, distillation, image_head, text_corpus
-from vl4ad_model.training.clip_commands import CLIP_CONFIG
+from vl4ad_model.training.clip_commands import CLIP_CONFIG, _write
 from vl4ad_model.training.teacher import WordPiece
 
 SMALL = {**CLIP_CONFIG, "embed_dim": 32, "text_cfg": {**CLIP_CONFIG["text_cfg"], "width": 32, "heads": 2}}
@@ -121,8 +124,22 @@ def test_wrong_folders_are_named_with_what_to_do(tmp_path):
         backbone.load(tmp_path / "wrong.pth")
 
 
-def test_the_shipped_configuration_is_the_one_the_command_writes():
-    from vl4ad_model.registry import MODELS
+@pytest.mark.parametrize("content", ["{", "null"])
+def test_a_damaged_config_is_said_before_anything_is_trained(tmp_path, capsys, content):
+    (tmp_path / "config.json").write_text(content)
+    sources = [word for name in ("teacher", "wordnet", "backbone") for word in (f"--{name}", str(tmp_path / name))]
+    assert cli.run(["train-clip", "text", *sources, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith(f"vl4ad: {tmp_path / 'config.json'} ")
 
-    config = json.loads((MODELS["tiny"].folder / "config.json").read_text(encoding="utf-8"))
+
+def test_a_folder_with_checksums_stays_usable_when_its_clip_is_replaced(tmp_path):
+    shutil.copytree(registry.MODELS["tiny"].folder, tmp_path / "mine")
+    registry.write_checksums(tmp_path / "mine")
+    clip = read_tensors(tmp_path / "mine/clip.safetensors")
+    _write(tmp_path / "mine", {**clip, "logit_scale": clip["logit_scale"] + 1})
+    assert registry.locate(tmp_path / "mine").clip
+
+
+def test_the_shipped_configuration_is_the_one_the_command_writes():
+    config = json.loads((registry.MODELS["tiny"].folder / "config.json").read_text(encoding="utf-8"))
     assert config["clip_config"] == CLIP_CONFIG

@@ -113,6 +113,7 @@ def text(
     from vl4ad_model.training import distillation, image_head
     from vl4ad_model.training.teacher import SentenceEncoder
 
+    _config_of(out)  # damaged, it is better said before the work than after it
     encoder = SentenceEncoder(teacher)
     network = backbones.load(backbone)
     with Progress(transient=True) as progress:
@@ -208,18 +209,33 @@ def _head_tensors(head: Any) -> dict[str, Any]:
     return {"visual.head.proj.weight": torch.from_numpy(head.weight), "visual.head.proj.bias": torch.from_numpy(head.bias)}
 
 
+def _config_of(folder: Path) -> dict[str, Any]:
+    """What config.json says, or that of a model that is begun."""
+    path = folder / "config.json"
+    if not path.exists():
+        return {"clip_model": "vl4ad-tiny"}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not readable JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} must hold one JSON object")
+    return config
+
+
 def _write(folder: Path, tensors: dict[str, Any]) -> None:
     """clip.safetensors in half precision, statistics of the batch norms in full; clip_config into config.json."""
+    from vl4ad_model import registry
     from vl4ad_model.image_files import write_bytes
     from vl4ad_model.network.checkpoint import write_safetensors
 
     kept = {key: value for key, value in tensors.items() if not key.endswith("num_batches_tracked")}
     # Variances of some channels are below what half precision holds.
     ready = {key: value if "running_" in key or not value.is_floating_point() else value.half() for key, value in kept.items()}
+    config = {**_config_of(folder), "clip_config": CLIP_CONFIG}
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(ready, folder / "clip.safetensors")
-    path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"clip_model": "vl4ad-tiny"}
-    config["clip_config"] = CLIP_CONFIG
     readable = re.sub(r"\[[^\[\]]*\]", lambda found: " ".join(found[0].split()), json.dumps(config, indent=2))  # lists on one line
-    write_bytes(path, (readable.replace("[ ", "[").replace(" ]", "]") + "\n").encode())
+    write_bytes(folder / "config.json", (readable.replace("[ ", "[").replace(" ]", "]") + "\n").encode())
+    if (folder / registry.CHECKSUMS).is_file():
+        registry.write_checksums(folder)

@@ -242,6 +242,7 @@ def test_names_are_fitted_to_what_half_precision_leaves(network):
 
 def test_fitting_names_changes_nothing_else_of_the_decoder(copied, tmp_path):
     before = read_tensors(copied / "decoder.safetensors")
+    registry.write_checksums(copied)
     result = CliRunner().invoke(
         cli.build_app(["train-names"]),
         ["train-names", "--config", str(settings_file(tmp_path)), "--model", str(copied), "--crops", "16"],
@@ -261,13 +262,15 @@ def test_fitting_names_changes_nothing_else_of_the_decoder(copied, tmp_path):
     assert {"road", "obstacle", *shown} <= set(config.training_concepts) and "sofa" not in config.training_concepts
 
 
-def test_without_a_trained_model_one_line_says_so(tmp_path):
+def test_without_a_trained_model_one_line_says_so(copied, tmp_path):
     file = settings_file(tmp_path)
-    with pytest.raises(TrainingError, match=r"nowhere is no folder of a trained model"):
-        CliRunner().invoke(
-            cli.build_app(["train-names"]), ["train-names", "--config", str(file), "--model", str(tmp_path / "nowhere")],
-            catch_exceptions=False, standalone_mode=False,
-        )  # fmt: skip
+    (copied / "clip.safetensors").unlink()
+    for folder, message in ((tmp_path / "nowhere", "nowhere is no folder of a trained model"), (copied, "has no clip.safetensors")):
+        with pytest.raises(TrainingError, match=message):
+            CliRunner().invoke(
+                cli.build_app(["train-names"]), ["train-names", "--config", str(file), "--model", str(folder)],
+                catch_exceptions=False, standalone_mode=False,
+            )  # fmt: skip
 
 
 def test_a_decoder_trained_from_nothing_has_no_such_branch(tmp_path):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vl4ad_model.errors import TrainingError
+from vl4ad_model import cli, registry
+from vl4ad_model.errors import CheckpointError, TrainingError
 from vl4ad_model.network.checkpoint import read_tensors, write_safetensors
 from vl4ad_model.network.mask_decoder import QueryMasks
 from vl4ad_model.training import losses
@@ -542,7 +545,6 @@ def _settings(rendered: Path, **changes) -> dict:
 
 
 def test_a_run_learns_keeps_clip_frozen_and_its_model_loads_everywhere(tmp_path, rendered):
-    from vl4ad_model import registry
     from vl4ad_model.segmenter import Segmenter
     from vl4ad_model.training.trainer import Trainer
 
@@ -570,7 +572,6 @@ def test_a_run_learns_keeps_clip_frozen_and_its_model_loads_everywhere(tmp_path,
     ids=["refined", "deeper"],
 )
 def test_what_a_decoder_is_given_starts_as_the_identity_and_is_kept(tmp_path, rendered, grown):
-    from vl4ad_model import registry
     from vl4ad_model.training.trainer import Trainer
 
     plain = registry.locate("tiny", offline=True)
@@ -871,6 +872,86 @@ def test_two_processes_train_one_model(tmp_path, rendered):
     assert json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[-1])["step"] == 4
     assert (tmp_path / "run/rank0").read_text() == (tmp_path / "run/rank1").read_text()
     assert (tmp_path / "run/model/decoder.safetensors").is_file()
+
+
+def _train(tmp_path: Path, values: dict) -> int:
+    """`vl4ad train`, in this process: its exit status."""
+    (tmp_path / "run.yaml").write_text(json.dumps(values))
+    return cli.run(["train", "--config", str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run")])
+
+
+@contextmanager
+def _files_of_at_most(size: int):
+    """A disk that has no room for more."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_model_without_its_weights_is_not_trained(tmp_path, rendered, capsys):
+    """The deterministic weights that stand in for missing ones would be saved as if they were a model."""
+    from vl4ad_model.training.trainer import Trainer
+
+    folder = tmp_path / "mine"
+    shutil.copytree(registry.MODELS["tiny"].folder, folder)
+    (folder / "decoder.safetensors").unlink()
+    values = _settings(rendered, model=str(folder))
+    Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / "from_nothing")
+    assert _train(tmp_path, {**values, "start_from_weights": True}) == 2
+    assert "mine has no decoder's weights to start from" in capsys.readouterr().err.replace("\n", "")
+    (folder / "clip.safetensors").unlink()
+    assert _train(tmp_path, values) == 2
+    assert "mine has no clip.safetensors" in capsys.readouterr().err.replace("\n", "")
+    assert not (tmp_path / "run/model").exists()
+
+
+def test_a_model_that_the_disk_has_no_room_for_is_none(tmp_path, rendered):
+    from vl4ad_model.training.trainer import Trainer
+
+    trainer = Trainer(TrainingConfig.from_dict(_settings(rendered), base=tmp_path), tmp_path / "run")
+    model = tmp_path / "run/model"
+    with _files_of_at_most(100_000), pytest.raises(TrainingError, match=r"cannot write .*run/model/clip\.safetensors"):
+        trainer.save_model(model)
+    assert not list(model.iterdir())
+    shutil.copy(registry.MODELS["tiny"].folder / "clip.safetensors", model)
+    with _files_of_at_most(100_000), pytest.raises(CheckpointError, match=r"cannot write .*run/model/decoder\.safetensors"):
+        trainer.save_model(model)
+    assert [path.name for path in model.iterdir()] == ["clip.safetensors"], "without a config.json nothing loads it"
+    trainer.save_model(model)
+    registry.write_checksums(model)
+    trainer.save_model(model, sharpened=0.5)
+    registry.build_network(registry.locate(model))
+
+
+def test_validation_images_that_say_nothing_are_refused(tmp_path, rendered):
+    from vl4ad_model.training.trainer import Trainer
+
+    shutil.copytree(rendered, tmp_path / "ignored")
+    for path in (tmp_path / "ignored/labels").iterdir():
+        Image.fromarray(np.full((96, 160), 255, np.uint8)).save(path)
+    values = _settings(rendered, validation=[{"kind": "rendered", "folder": "ignored"}])
+    with pytest.raises(TrainingError, match="the validation images have no pixel of a known class"):
+        Trainer(TrainingConfig.from_dict(values, base=tmp_path), tmp_path / "run")
+
+
+def test_a_run_that_has_its_steps_but_no_model_writes_one(tmp_path, rendered, capsys):
+    values = _settings(rendered, steps=2, validate_every=2)
+    assert _train(tmp_path, values) == 0
+    shutil.rmtree(tmp_path / "run/model")
+    assert _train(tmp_path, values) == 0
+    assert "holds the weights" in capsys.readouterr().err
+    registry.build_network(registry.locate(tmp_path / "run/model"))
+    averaged = torch.load(tmp_path / "run/checkpoint.pt", weights_only=True)["averaged"]
+    saved = read_tensors(tmp_path / "run/model/decoder.safetensors")
+    assert all(torch.equal(saved[key], value.half()) for key, value in averaged.items() if value.is_floating_point())
+
+
+def test_too_little_memory_is_said_in_one_line(tmp_path, rendered, capsys):
+    assert _train(tmp_path, _settings(rendered, points=10**15)) == 2
+    assert "vl4ad: not enough memory: use a smaller batch_size, crop or points" in capsys.readouterr().err
 
 
 def test_the_command_says_what_is_wrong_in_one_line(tmp_path):

@@ -198,24 +198,32 @@ def save_decoder(network: FCCLIP, path: Path, *, half: bool = False) -> None:
 
 
 def write_safetensors(tensors: Mapping[str, Tensor], path: Path, *, half: bool = False) -> None:
-    """Write tensors to a temporary file and rename it to `path`, so that no half-written file is ever seen."""
+    """Write tensors to a temporary file and rename it to `path`, so that no half-written file is ever seen.
+
+    Raises:
+        CheckpointError: it cannot be written, such as where the disk is full.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     ready = {
         key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous().clone()
         for key, value in tensors.items()
     }
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
     try:
-        save_file(ready, name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        os.close(handle)
+        try:
+            save_file(ready, name)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def sha256_of(path: Path) -> str:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from vl4ad_model.errors import TrainingError, Vl4adError
+from vl4ad_model.out_of_memory import is_out_of_memory
+
+
+@contextlib.contextmanager
+def _too_little_memory_said() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (Vl4adError, OSError)) or not is_out_of_memory(error):
+            raise
+        raise TrainingError("not enough memory: use a smaller batch_size, crop or points") from None
 
 
 def train(
@@ -20,7 +35,7 @@ def train(
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    from vl4ad_model.errors import MissingDependencyError, TrainingError
+    from vl4ad_model.errors import MissingDependencyError
     from vl4ad_model.training.config import TrainingConfig
     from vl4ad_model.training.trainer import Trainer
 
@@ -33,7 +48,7 @@ def train(
         raise TrainingError(f"cannot write to {out}: {error.strerror}") from None
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    with _too_little_memory_said(), Progress(*columns, console=console) as progress:
         bar = progress.add_task("loading", total=settings.steps)
 
         def report(line: dict[str, Any]) -> None:
@@ -58,9 +73,10 @@ def train(
                 f"interrupted at step {trainer.step}: " + ("the same command resumes" if kept else "before the first checkpoint")
             )
             raise
-    console.print(
-        f"[bold]{out / 'model'}[/bold] holds the weights; try: vl4ad segment IMAGE --model {out / 'model'}", soft_wrap=True
-    )
+    if (out / "model/decoder.safetensors").is_file():
+        console.print(
+            f"[bold]{out / 'model'}[/bold] holds the weights; try: vl4ad segment IMAGE --model {out / 'model'}", soft_wrap=True
+        )
 
 
 def train_names(
@@ -79,7 +95,7 @@ def train_names(
     from rich.console import Console
     from rich.progress import Progress
 
-    from vl4ad_model.errors import TrainingError
+    from vl4ad_model import registry
     from vl4ad_model.image_files import write_bytes
     from vl4ad_model.network import checkpoint
     from vl4ad_model.training.config import TrainingConfig
@@ -88,10 +104,16 @@ def train_names(
     if not (model / "decoder.safetensors").is_file():
         raise TrainingError(f"{model} is no folder of a trained model: it has no decoder.safetensors")
     settings = dataclasses.replace(TrainingConfig.from_yaml(config), model=str(model), start_from_weights=True, validation=())
-    with tempfile.TemporaryDirectory() as unused, Progress(console=Console(stderr=True), transient=True) as progress:
+    with (
+        _too_little_memory_said(),
+        tempfile.TemporaryDirectory() as unused,
+        Progress(console=Console(stderr=True), transient=True) as progress,
+    ):
         bar = progress.add_task("loading", total=crops)
         trainer = Trainer(settings, Path(unused))
         things = trainer.fit_naming(crops, lambda done: progress.update(bar, description="looking at crops", completed=done))
     checkpoint.save_decoder(trainer.network, model / "decoder.safetensors", half=True)
     write_bytes(model / "config.json", (json.dumps(trainer.config_values(), indent=1) + "\n").encode())
+    if (model / registry.CHECKSUMS).is_file():
+        registry.write_checksums(model)
     print(f"{model} can judge names it was not trained with: fitted to {things} things in {crops} crops")

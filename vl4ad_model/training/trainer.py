@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -190,6 +191,12 @@ class Trainer:
 
     def _load_network(self) -> None:
         files = registry.locate(self.config.model)
+        if files.clip is None:
+            raise TrainingError(
+                f"{self.config.model} has no clip.safetensors: the CLIP that the decoder is trained under must be there"
+            )
+        if files.decoder is None and self.config.start_from_weights:
+            raise TrainingError(f"start_from_weights: {self.config.model} has no decoder's weights to start from")
         self.network, self.model_config = registry.build_network(files)
         trained = self.network.state_dict()
         had = self.model_config
@@ -275,7 +282,10 @@ class Trainer:
     def _load_validation(self) -> None:
         files = [f for source in self.config.validation for f in frames_on_disk.find_frames(source)]
         every = max(1, -(-len(files) // self.config.validation_images))
-        self._validation = [frames_on_disk.read_frame(f, self.vocabulary.known_count) for f in files[::every]]
+        known = self.vocabulary.known_count
+        self._validation = [frames_on_disk.read_frame(f, known) for f in files[::every]]
+        if files and not any((frame.labels < known).any() for frame in self._validation):
+            raise TrainingError("the validation images have no pixel of a known class: no weights would be better than others")
 
     # --- the loop -------------------------------------------------------------------------------------------------------
 
@@ -288,6 +298,7 @@ class Trainer:
             self._write_log(
                 {"step": self.step, "stopped": f"no better for {self._since_best} validations: raise 'patience' to go on"}
             )
+            self._save_if_missing()
             return result
         sums = torch.zeros(len(LOSSES), device=self.device)
         for maps, images, labels, hazards in self._batches():
@@ -319,6 +330,7 @@ class Trainer:
                 self.save_checkpoint()
         if _fingerprint(self.network.clip) != self._frozen:
             raise TrainingError("the frozen CLIP's weights moved during training: this is a bug; discard the run")
+        self._save_if_missing()
         return result
 
     def _batches(self) -> Generator[tuple[Pyramid, Tensor, Tensor, list[dict[int, str]]], None, None]:
@@ -490,6 +502,12 @@ class Trainer:
             self._decoder.load_state_dict(trained)
         return result
 
+    def _save_if_missing(self) -> None:
+        """The present weights where a run that has its steps has no model, such as from its checkpoint alone."""
+        model = self.folder / "model"
+        if self.rank == 0 and not all((model / name).is_file() for name in ("decoder.safetensors", "config.json")):
+            self.save_model(model)
+
     def save_model(self, folder: Path, *, sharpened: float = 1.0) -> None:
         """Write the averaged decoder (half precision) with its configuration, and the CLIP it belongs to.
 
@@ -497,23 +515,20 @@ class Trainer:
             sharpened: factor on the logit scale of its class probabilities.
         """
         import filecmp
-        import shutil
 
         folder.mkdir(parents=True, exist_ok=True)
-        content = json.dumps(self.config_values(), indent=1) + "\n"
-        write_bytes(folder / "config.json", content.encode())
+        kept = folder / "clip.safetensors"
+        if not (kept.exists() and filecmp.cmp(self._clip_files, kept, shallow=False)):
+            _copy(self._clip_files, kept)
         state = dict(self._averaged.state_dict())
         if self.model_config.related_words:
             state["training_rows"] = self._training_rows()
         state[LOGIT_SCALE] = (state[LOGIT_SCALE] + math.log(sharpened)).clamp(max=math.log(MAX_LOGIT_SCALE))
         weights_files.write_safetensors(state, folder / "decoder.safetensors", half=True)
-        kept = folder / "clip.safetensors"
-        if self._clip_files is not None and not (kept.exists() and filecmp.cmp(self._clip_files, kept, shallow=False)):
-            part = folder / "clip.safetensors.part"
-            shutil.copyfile(self._clip_files, part)
-            os.replace(part, kept)
-        elif self._clip_files is None and not kept.exists():
-            weights_files.write_safetensors(self.network.clip.model.state_dict(), kept, half=True)
+        # Last: a folder without it is no model, whatever the disk had room for.
+        write_bytes(folder / "config.json", (json.dumps(self.config_values(), indent=1) + "\n").encode())
+        if (folder / registry.CHECKSUMS).is_file():
+            registry.write_checksums(folder)
 
     def config_values(self) -> dict[str, Any]:
         """config.json of the trained model: its own configuration, and the words it was trained with."""
@@ -605,6 +620,19 @@ def without_specks(labels: Tensor) -> Tensor:
     """Labels (B, H, W) int64 in 0..255 in which what covers less than `SMALLEST_SEGMENT` pixels of an image is ignored."""
     flat = labels.flatten(1)
     return torch.where(sizes_of_segments(flat) < SMALLEST_SEGMENT, IGNORED, flat).view(labels.shape)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file whole or not at all."""
+    part = target.with_name(f"{target.name}.part")
+    try:
+        shutil.copyfile(source, part)
+        os.replace(part, target)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise TrainingError(f"cannot write {target}, a copy of {source}: {error.strerror or error}") from None
+        raise
 
 
 def _plain_errors(batches: Iterable[Any]) -> Iterator[Any]:

@@ -7,8 +7,11 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -968,3 +971,24 @@ def test_the_command_says_what_is_wrong_in_one_line(tmp_path):
     ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and "is not YAML" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_loading_process_that_is_killed_ends_the_run_in_one_line(tmp_path, rendered, capsys):
+    """As the kernel does where memory runs out."""
+
+    def kill_one():
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for task in Path("/proc/self/task").iterdir():
+                for child in (task / "children").read_text().split():
+                    if Path(f"/proc/{child}/comm").read_text().strip() == "pt_data_worker":
+                        os.kill(int(child), signal.SIGKILL)
+                        return
+            time.sleep(0.05)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    status = _train(tmp_path, _settings(rendered, steps=10_000, validation=[], workers=1))
+    killer.join()
+    said = capsys.readouterr().err
+    assert status == 2 and "a process that loads images was killed" in said and "Traceback" not in said

@@ -257,13 +257,12 @@ def write_checksums(folder: Path, known: Mapping[str, str] | None = None, names:
         known: file name -> digest of files that are not hashed again: a file that was changed since must not be blessed.
         names: of the files that are listed, if they are there; None = all weights and configuration files.
     """
+    from vl4ad_model.image_files import write_bytes
     from vl4ad_model.network.checkpoint import sha256_of
 
     there = sorted(p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".pth", ".json"))
     digests = {name: (known or {}).get(name) or sha256_of(folder / name) for name in there if names is None or name in names}
-    part = folder / (CHECKSUMS + ".part")
-    part.write_text("".join(f"{digest}  {name}\n" for name, digest in digests.items()), encoding="utf-8")
-    os.replace(part, folder / CHECKSUMS)
+    write_bytes(folder / CHECKSUMS, "".join(f"{digest}  {name}\n" for name, digest in digests.items()).encode())
 
 
 def fetch(info: ModelInfo, *, offline: bool = False) -> Path:

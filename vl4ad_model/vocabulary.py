@@ -102,7 +102,7 @@ class Vocabulary:
             raise VocabularyError(f"vocabulary file {path} cannot be read: {error.strerror or error}") from None
         except UnicodeDecodeError as error:
             raise VocabularyError(f"vocabulary file {path} is not UTF-8 (byte {error.start})") from None
-        content = _parse_yaml(text, f"vocabulary file {path}")
+        content = parse_yaml(text, f"vocabulary file {path}")
         try:
             return cls._from_content(content, path.stem)
         except VocabularyError as error:
@@ -225,7 +225,7 @@ def shipped_vocabulary(name: str = "cityscapes") -> Path:
     return path
 
 
-def _parse_yaml(text: str, title: str) -> Any:
+def parse_yaml(text: str, title: str) -> Any:
     """YAML to plain values; a key that stands twice in one mapping is a mistake, not a silent choice of the last.
 
     Raises:

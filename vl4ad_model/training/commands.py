@@ -19,7 +19,11 @@ def _too_little_memory_said() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, (Vl4adError, OSError)) or not is_out_of_memory(error):
+        if isinstance(error, (Vl4adError, OSError)):
+            raise
+        if "DataLoader worker" in str(error):  # torch's words, whatever the reason was
+            raise TrainingError("a process that loads images was killed, mostly for lack of memory: use fewer workers") from None
+        if not is_out_of_memory(error):
             raise
         raise TrainingError("not enough memory: use a smaller batch_size, crop or points") from None
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from vl4ad_model.errors import TrainingError, VocabularyError, did_you_mean
 from vl4ad_model.image_files import MAX_SIDE
-from vl4ad_model.vocabulary import _parse_yaml
+from vl4ad_model.vocabulary import parse_yaml
 
 KINDS = ("rendered", "cityscapes")
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -126,7 +126,7 @@ class TrainingConfig:
             TrainingError: unreadable, not YAML, an unknown entry or an impossible value; the message names it.
         """
         try:
-            values = _parse_yaml(Path(path).read_text(encoding="utf-8"), f"training configuration {path}")
+            values = parse_yaml(Path(path).read_text(encoding="utf-8"), f"training configuration {path}")
         except OSError as error:
             raise TrainingError(f"training configuration {path} cannot be read: {error.strerror or error}") from None
         except UnicodeDecodeError as error:

@@ -191,7 +191,7 @@ class Trainer:
 
     def _load_network(self) -> None:
         files = registry.locate(self.config.model)
-        if files.clip is None:
+        if files.clip in (None, files.decoder):
             raise TrainingError(
                 f"{self.config.model} has no clip.safetensors: the CLIP that the decoder is trained under must be there"
             )

@@ -39,6 +39,7 @@ print("fine")
 
 def imported(folder: Path) -> subprocess.CompletedProcess:
     (folder / "torchvision" / "__init__.py").write_text(IMPORT)
+    (folder / "timm.py").touch()  # the real one needs more of torchvision
     path = os.pathsep.join([str(folder), str(Path(__file__).resolve().parents[1])])
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.run([sys.executable, "-c", SCRIPT], env=environment, capture_output=True, text=True, timeout=120)
@@ -69,3 +70,29 @@ def test_beside_a_torchvision_whose_library_does_not_load_its_import_works(tmp_p
         (tmp_path / "torchvision" / "_C.so").write_bytes(b"\x7fELF not for this torch")
     done = imported(tmp_path)
     assert done.returncode == 0 and "fine" in done.stdout, done.stderr[-2000:]
+
+
+COMPILER = """
+import sys
+import numpy as np
+from vl4ad_model.segmenter import Segmenter
+segmenter = Segmenter.load("tiny", engine="torch", device="cpu", network_size=(64, 96), offline=True)
+assert segmenter.segment(np.zeros((64, 96, 3), np.uint8)).labels.shape == (64, 96)
+assert not {"torch._dynamo", "sympy"} & sys.modules.keys()
+
+import timm.models.naflexvit
+import torch
+import torchvision
+left_alone = timm.models.naflexvit.NaFlexRopeIterator.__next__  # timm wants no compiler here
+assert left_alone.__name__ == "__next__"
+boxes = torchvision.ops.roi_align.__globals__["is_compile_supported"]
+assert boxes("cpu") == torch._dynamo.utils.is_compile_supported("cpu")
+assert torch.compile(lambda values: values * 2, backend="eager")(torch.ones(2)).tolist() == [2, 2]
+"""
+
+
+def test_the_compiler_is_imported_when_it_is_asked_and_not_before():
+    """It takes a third of a start, and 150 MB of every process."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    done = subprocess.run([sys.executable, "-c", COMPILER], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -91,6 +91,23 @@ assert torch.compile(lambda values: values * 2, backend="eager")(torch.ones(2)).
 """
 
 
+@pytest.mark.parametrize(
+    "wanted",
+    ["import torch._dynamo.config; torch._dynamo.config.verbose", "from torch._dynamo import allow_in_graph",
+     "from torch._dynamo.utils import counters", "import torch; torch._dynamo.reset()"],
+)  # fmt: skip
+def test_another_torchvision_gets_what_it_wants_of_the_compiler(tmp_path, wanted):
+    (tmp_path / "torchvision").mkdir()
+    (tmp_path / "torchvision" / "__init__.py").write_text(wanted)
+    (tmp_path / "timm.py").touch()
+    script = (
+        "from vl4ad_model import torchvision_schemas as s; s.define(); import torch; print(torch.compile(abs, backend='eager'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[1])])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 def test_the_compiler_is_imported_when_it_is_asked_and_not_before():
     """It takes a third of a start, and 150 MB of every process."""
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}

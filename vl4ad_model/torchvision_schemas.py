@@ -93,6 +93,8 @@ def _compiler_when_asked() -> Iterator[None]:
         yield
         return
     package, utils = _Compiler(_COMPILER), _Compiler(f"{_COMPILER}.utils")
+    spec = importlib.util.find_spec(_COMPILER)
+    package.__path__ = list(spec.submodule_search_locations or ()) if spec else []  # its other parts are the real ones
     vars(package).update(disable=_disable, utils=utils)
     vars(utils).update(is_compile_supported=_is_compile_supported)
     sys.modules |= {package.__name__: package, utils.__name__: utils}

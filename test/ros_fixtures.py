@@ -37,6 +37,7 @@ def running_detector(settings=None, *, client=None, connect=True, **process_argu
         with DetectorClient(domain=domain, **(client or {})) as user:
             if connect:
                 user.wait_until_connected()
+                assert user.wait_for(lambda c: c.labels, 30), detector.log
             yield detector, user
 
 
@@ -68,6 +69,7 @@ def detector_here(settings=None):
         spinning.start()
         with DetectorClient(domain=domain) as user:
             user.wait_until_connected()
+            assert user.wait_for(lambda c: c.labels, 30)
             yield spinning, user
     finally:
         context.try_shutdown()

@@ -299,7 +299,7 @@ def ask_one_by_one(user, recording, playback: Playback, indices: list[int]) -> t
         if len(rounds) == 1:
             versions = {labels.content["version"] for labels in user.collected.labels}
             user.set_parameter("hazard_prompts", [])
-            user.wait_for(lambda c, seen=versions: c.labels[-1].content["version"] not in seen, timeout=60)
+            user.wait_for(lambda c, seen=versions: c.labels and c.labels[-1].content["version"] not in seen, timeout=60)
     common = sorted(rounds[0].keys() & rounds[1].keys())
     return {index: rounds[1][index] for index in common}, {index: rounds[0][index] for index in common}
 

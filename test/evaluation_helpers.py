@@ -107,6 +107,42 @@ def write_bag(
     return path
 
 
+def without_index(bag: Path, *, summary: bool = True, last_first: bool = False) -> Path:
+    """Write the mcap files of a bag anew as rosbag2's storage preset `fastwrite` does: messages one after the other, no chunks.
+
+    Args:
+        bag: a folder; its files are replaced.
+        summary: with topics and counts at the end.
+        last_first: messages in the opposite order.
+    """
+    from mcap.reader import make_reader
+    from mcap.writer import CompressionType, IndexType, Writer
+
+    for file in sorted(bag.glob("*.mcap")):
+        with file.open("rb") as stream:
+            messages = list(make_reader(stream).iter_messages())
+        with file.open("wb") as stream:
+            writer = Writer(
+                stream,
+                use_chunking=False,
+                compression=CompressionType.NONE,
+                index_types=IndexType.NONE,
+                repeat_channels=summary,
+                repeat_schemas=summary,
+                use_statistics=summary,
+                use_summary_offsets=summary,
+            )
+            writer.start("ros2")
+            channels: dict[str, int] = {}
+            for schema, channel, message in reversed(messages) if last_first else messages:
+                if channel.topic not in channels:
+                    number = writer.register_schema(schema.name, schema.encoding, schema.data)
+                    channels[channel.topic] = writer.register_channel(channel.topic, "cdr", number, channel.metadata)
+                writer.add_message(channels[channel.topic], message.log_time, message.data, message.publish_time)
+            writer.finish()
+    return bag
+
+
 def _message(kinds, header, payload):
     if isinstance(payload, str):
         return kinds["std_msgs/msg/String"](payload)

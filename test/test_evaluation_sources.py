@@ -2,11 +2,12 @@
 
 import json
 import os
+from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from evaluation_helpers import START, STEP, picture, png, scored_messages, small_frames, write_bag, write_folders
+from evaluation_helpers import START, STEP, picture, png, scored_messages, small_frames, without_index, write_bag, write_folders
 from PIL import Image
 
 from vl4ad_model.errors import EvaluationError
@@ -308,6 +309,11 @@ def test_files_that_are_no_score_map_are_refused(tmp_path):
             read_scores(tmp_path / name)
 
 
+def bytes_read() -> int:
+    """By this process so far, from files or their cache."""
+    return int(Path("/proc/self/io").read_text().partition("rchar:")[2].split()[0])
+
+
 # --- bags -------------------------------------------------------------------------------------------------------------------
 
 FRAMES = small_frames(5)
@@ -355,6 +361,43 @@ def test_a_single_mcap_or_db3_file_is_a_bag_too(tmp_path):
         bag = write_bag(tmp_path / storage, recording(), storage=storage)
         frames = frames_of(open_bag(next(bag.glob("*" + suffix))))
         assert len(frames) == 5 and not any(isinstance(frame, FrameFailure) for frame in frames)
+
+
+@pytest.mark.parametrize("summary", [True, False])
+@pytest.mark.parametrize("last_first", [True, False])
+def test_files_recorded_without_an_index_give_every_frame(tmp_path, summary, last_first):
+    bag = without_index(write_bag(tmp_path / "drive", recording()), summary=summary, last_first=last_first)
+    for path in (bag, next(bag.glob("*.mcap"))):
+        source = open_bag(path)
+        entries = source.entries()
+        for chosen in (entries, entries[3:4], entries[::-2]):
+            for frame in source.frames(chosen):
+                index = int(frame.name.partition(".")[2][0])
+                assert (frame.rgb == picture(seed=index)).all() and (frame.labels.anomaly == FRAMES[index][1]).all()
+        assert len(entries) == 5
+
+
+def test_of_a_file_without_an_index_only_stamps_and_the_wanted_frame_are_read(tmp_path):
+    large = np.zeros((1000, 1000, 3), np.uint8)
+    messages = recording() + [("/other/image", START + index, ("rgb8", large)) for index in range(20)]
+    messages += [("/camera/image", START + 5 * STEP, ("rgb8", large)), ("/camera/labels", START + 5 * STEP, large[..., 0])]
+    source = open_bag(without_index(write_bag(tmp_path / "drive", messages)), image_topic="/camera/image")
+    read_before = bytes_read()
+    entries = source.entries()[:5]
+    (frame,) = source.frames(entries[-1:])
+    assert (frame.rgb == picture(seed=4)).all()
+    assert bytes_read() - read_before < 1_000_000, "of 64 MB"
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.7])
+def test_damage_in_a_file_without_an_index_is_one_clear_line(tmp_path, keep):
+    bag = without_index(write_bag(tmp_path / "drive", recording()), summary=False)
+    file = next(bag.glob("*.mcap"))
+    content = file.read_bytes()
+    file.write_bytes(content[: int(keep * len(content))] + content[-37:])
+    with pytest.raises(EvaluationError, match=r"drive (is damaged|cannot be read as a rosbag2 recording): ") as caught:
+        open_bag(bag).entries()
+    assert "\n" not in str(caught.value)
 
 
 def test_stamps_match_images_and_labels_whatever_the_order_of_recording(tmp_path):

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vl4ad_model.errors import EvaluationError, MissingDependencyError, Vl4adError
-from vl4ad_model.evaluation import label_files
+from vl4ad_model.evaluation import label_files, unindexed_mcap
 from vl4ad_model.evaluation.bag_messages import decode_image, decode_labels, decode_scores, first_line
 from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure
 
@@ -35,6 +35,8 @@ _FAR_APART = _NS
 """A frame's messages that were recorded further apart than this are read one by one, not with all that lies between."""
 _KEPT_STAMPS = 1_000_000
 _LOOKED_AT = 10
+_HEADER_BYTES = 12
+"""Of a message: what CDR begins with, and the stamp."""
 
 
 class _Message(NamedTuple):
@@ -399,18 +401,51 @@ def _check_bag(path: Path) -> None:
                 )
 
 
-def _raw(path: Path, topics: Sequence[str], start: int | None = None, stop: int | None = None) -> Iterator[tuple[Any, int, bytes]]:
+def _raw(
+    path: Path, topics: Sequence[str], start: int | None = None, stop: int | None = None, *, enough: int | None = None
+) -> Iterator[tuple[Any, int, bytes]]:
+    """(connection, time of recording, data); of the data perhaps no more than the first `enough` bytes."""
     reader = _reader(path)
     connections = [connection for connection in reader.connections if connection.topic in topics]
     try:
-        yield from reader.messages(connections, start=start, stop=stop)
+        unindexed = _unindexed(path)
+        if unindexed is None:
+            yield from reader.messages(connections, start=start, stop=stop)
+            return
+        of_topic = {connection.topic: connection for connection in connections}
+        for file in unindexed:
+            for topic, recorded, raw in file.messages(of_topic, start, stop, enough):
+                yield of_topic[topic], recorded, raw
     except Exception as error:
         raise EvaluationError(f"{path} is damaged: {first_line(error)}") from None
 
 
+_unindexed_files: dict[tuple[Any, ...], list[unindexed_mcap.UnindexedMcap] | None] = {}
+
+
+def _unindexed(path: Path) -> list[unindexed_mcap.UnindexedMcap] | None:
+    """Where the images of a bag lie, if it is of mcap files that do not say so themselves; kept for as long as its reader."""
+    key = (path, *_state(path))
+    if key not in _unindexed_files:
+        for old in [old for old in _unindexed_files if old not in _readers]:
+            del _unindexed_files[old]
+        reader = _reader(path)
+        # With file compression these are the files that the reader has unpacked.
+        files = [Path(each.path) for each in getattr(reader.storage, "storages", [reader.storage])]
+        found: list[unindexed_mcap.UnindexedMcap] = []
+        for file in files if not reader.compression_mode or reader.compression_mode == "file" else []:
+            one = unindexed_mcap.index(file, (IMAGE, COMPRESSED)) if file.suffix == ".mcap" else None
+            if one is None:
+                found = []
+                break
+            found.append(one)
+        _unindexed_files[key] = found or None
+    return _unindexed_files[key]
+
+
 def stamp_of(raw: bytes) -> int | None:
     """Nanoseconds of the header, the first field of Image and CompressedImage, without decoding the rest; None = too short."""
-    if len(raw) < 12:
+    if len(raw) < _HEADER_BYTES:
         return None
     seconds, nanoseconds = struct.unpack_from("<iI" if raw[1] & 1 else ">iI", raw, 4)
     return seconds * _NS + nanoseconds
@@ -428,7 +463,7 @@ def _messages_of(path: Path, topics: Sequence[str]) -> dict[str, _Listed]:
     found: dict[str, dict[int, _Message]] = {topic: {} for topic in topics}
     repeated = dict.fromkeys(topics, 0)
     short: dict[str, list[int]] = {topic: [] for topic in topics}
-    for connection, recorded, raw in _raw(path, topics):
+    for connection, recorded, raw in _raw(path, topics, enough=_HEADER_BYTES):
         topic, stamp = connection.topic, stamp_of(raw)
         if stamp is None:
             short[topic].append(recorded)

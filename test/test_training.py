@@ -929,6 +929,13 @@ def test_a_model_that_the_disk_has_no_room_for_is_none(tmp_path, rendered):
     registry.build_network(registry.locate(model))
 
 
+def test_a_log_that_the_disk_has_no_room_for_is_one_line_that_names_it(tmp_path, rendered, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/log.jsonl").symlink_to("/dev/full")
+    assert _train(tmp_path, _settings(rendered)) == 2
+    assert "run/log.jsonl cannot be written: No space left on device" in capsys.readouterr().err.replace("\n", "")
+
+
 def test_validation_images_that_say_nothing_are_refused(tmp_path, rendered):
     from vl4ad_model.training.trainer import Trainer
 

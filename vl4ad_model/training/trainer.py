@@ -611,8 +611,12 @@ class Trainer:
     def _write_log(self, line: dict[str, Any]) -> None:
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.folder / "log.jsonl", "a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+            path = self.folder / "log.jsonl"
+            try:
+                with path.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from None
             self._report(line)
 
 

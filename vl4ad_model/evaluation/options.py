@@ -83,13 +83,20 @@ def image_sources(
 
 def bag_sources(bags: Sequence[Path], **options: Any) -> list[BagSource]:
     """One source per bag; what of it is not used is said."""
+    from rich.console import Console
+    from rich.text import Text
+
     from vl4ad_model.evaluation.bags import open_bag
     from vl4ad_model.evaluation.outputs import warn
 
     sources = [open_bag(bag, name=name, **options) for bag, name in zip(bags, unique_names(bags), strict=True)]
-    for source in sources:
-        for line in source.left_out():
-            warn(line)
+    lines = []
+    with Console(stderr=True).status("") as status:
+        for source in sources:
+            status.update(Text(f"reading the stamps of {source.name}"))
+            lines += source.left_out()  # a large bag takes minutes
+    for line in lines:
+        warn(line)
     return sources
 
 

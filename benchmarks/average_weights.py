@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from vl4ad_model import registry
 from vl4ad_model.network.checkpoint import write_safetensors
 
 
@@ -32,6 +33,8 @@ def main() -> None:
         if source.resolve() != target.resolve():
             shutil.copyfile(source, target)
     write_safetensors(mean, arguments.out / "decoder.safetensors", half=True)
+    if (arguments.out / registry.CHECKSUMS).is_file():
+        registry.write_checksums(arguments.out)
     print(f"{arguments.out} holds the mean of {len(decoders)} decoders")
 
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from vl4ad_model.errors import Vl4adError
 from vl4ad_model.image_files import read_rgb, write_rgb
 from vl4ad_model.segmenter import Segmenter
 from vl4ad_model.visualization import anomaly_heatmap, overlay
@@ -59,4 +60,7 @@ def pad(rgb: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Vl4adError as error:
+        sys.exit(f"example_picture: {error}")

@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from vl4ad_model import registry
 from vl4ad_model.engines import onnx_export
 from vl4ad_model.engines.strips import in_strips
+from vl4ad_model.errors import Vl4adError
+from vl4ad_model.sizes import parse_size
 
 
 def main() -> None:
@@ -27,7 +29,7 @@ def main() -> None:
     parser.add_argument("--size", default="384x640", help="HEIGHTxWIDTH")
     parser.add_argument("--repeat", type=int, default=60)
     arguments = parser.parse_args()
-    height, width = map(int, arguments.size.split("x"))
+    height, width = parse_size(arguments.size)
 
     import openvino
     from rich.console import Console
@@ -65,4 +67,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Vl4adError as error:
+        sys.exit(f"strips: {error}")

@@ -63,10 +63,12 @@ def main() -> None:
 def measure(segmenter: Segmenter, bag: Path, prompts: list[str], threshold: float) -> dict:
     """One drive: counts of areas, and of names."""
     source = bags.open_bag(bag, label_values="classes", hazard_names=True)
-    hazards = json.loads((bag / "hazards.json").read_text())["hazards"].values()
-    segmenter.vocabulary = segmenter.vocabulary.with_hazards(
-        prompts or sorted({hazard["name"] for hazard in hazards if hazard["split"] == "seen"})
-    )
+    if not prompts:
+        if source.hazards_file() is None:
+            raise Vl4adError(f"{bag} has no hazards.json: say what to look for with --hazard")
+        hazards = json.loads((bag / "hazards.json").read_text())["hazards"].values()
+        prompts = sorted({hazard["name"] for hazard in hazards if hazard["split"] == "seen"})
+    segmenter.vocabulary = segmenter.vocabulary.with_hazards(prompts)
     named = {alternative for hazard in segmenter.vocabulary.hazards for alternative in hazard.alternative_concepts}
     tracker = Tracker()
     areas = {"on hazards": Counter(), "elsewhere": Counter()}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from vl4ad_model import image_files
 
@@ -200,6 +203,26 @@ def test_a_file_name_of_any_bytes_is_written_as_it_can_be(tmp_path, street):
     assert len(list((tmp_path / "out").glob("*_labels.png"))) == 1
 
 
+def test_results_go_into_what_is_open_already_and_through_links(tmp_path, street):
+    """A pipe or /dev/stdout is written to as it is, and never replaced by a file; a link stays one."""
+    Image.fromarray(street).save(tmp_path / "a.png")
+    options = ("segment", "a.png", "--engine", "torch", "--network-size", "96x160", "--json")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("sub/real.json")
+    assert vl4ad(*options, "link.json", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "link.json").is_symlink() and "a.png" in (tmp_path / "sub/real.json").read_text()
+    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    done = vl4ad(*options, "stdout", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "stdout").is_symlink() and '"a.png"' in done.stdout
+    with (tmp_path / "all.txt").open("w") as stream:
+        command = [sys.executable, "-m", "vl4ad_model.cli", *options, "/dev/stdout"]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        assert subprocess.run(command, cwd=tmp_path, env=environment, stdout=stream, timeout=120).returncode == 0
+    said = (tmp_path / "all.txt").read_text()
+    assert '"a.png"' in said and "a.png: " in said, "beside what else is said there"
+
+
 def test_a_reader_that_goes_away_is_no_success(tmp_path):
     """As `vl4ad segment FOLDER | head -1` has it."""
     command = [
@@ -217,6 +240,8 @@ def test_a_reader_that_goes_away_is_no_success(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["benchmark", "network", "--height", "-32"], "'--height': Input should be greater than or equal to 0"),
+        (["benchmark", "network", "--threads", "100000"], "'--threads': Input should be less than or equal to 1024"),
         (["segmnt"], "No such command 'segmnt'. Did you mean 'segment'"),
         (["segment"], "Missing argument 'images'"),
         (["evaluate", "bag", "drive", "--workers", "0"], "'--workers': Input should be greater than or equal to 1"),
@@ -235,6 +260,17 @@ def test_models_are_listed_and_the_embedded_one_verifies(tmp_path):
     missing = vl4ad("models", "fetch", "fcclip-r50", cwd=tmp_path, VL4AD_CACHE=str(tmp_path / "cache"))
     assert missing.returncode == 2 and "fcclip_cocopan_r50.pth" in missing.stderr
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_model_in_one_file_is_here(tmp_path):
+    folder = tmp_path / "cache/models/fcclip-r50"
+    folder.mkdir(parents=True)
+    names = ("clip.model.token_embedding.weight", "clip.model.visual.conv1.weight")
+    save_file({name: torch.zeros(1) for name in names}, folder / "decoder.safetensors")
+    shown = vl4ad("models", "list", cwd=tmp_path, VL4AD_CACHE=str(tmp_path / "cache")).stdout
+    assert re.search(r"fcclip-r50 +. yes", shown), shown
+    checked = vl4ad("models", "verify", cwd=tmp_path, VL4AD_CACHE=str(tmp_path / "cache"))
+    assert checked.returncode == 2 and "fcclip-r50" in checked.stderr, "it is looked at, and is not whole"
 
 
 def test_the_network_benchmark_prints_every_stage(tmp_path):

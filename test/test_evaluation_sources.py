@@ -111,6 +111,19 @@ def test_labels_beside_images_are_told_apart_by_their_ending(tmp_path):
     assert [frame.name for frame in frames] == ["a"] and frames[0].labels is not None
 
 
+def test_images_called_color_count_and_previews_of_others_do_not(tmp_path):
+    save(tmp_path / "a_color.png", picture(seed=0))  # beside a_depth, of another camera
+    save(tmp_path / "b_color.jpg", picture(seed=1))
+    save(tmp_path / "c.png", picture(seed=2))
+    save(tmp_path / "c_color.png", picture(seed=3))
+    for name in "abc":
+        save(tmp_path / f"{name}_labels.png", LABELS)
+        save(tmp_path / f"{name}_labels_color.png", picture())
+    frames = frames_of(FolderSource(tmp_path, None, tmp_path))
+    assert [frame.name for frame in frames] == ["a", "b", "c"]
+    assert (frames[0].rgb == picture(seed=0)).all() and (frames[2].rgb == picture(seed=2)).all()
+
+
 def test_only_files_with_a_label_count_and_a_label_without_file_fails_by_name(tmp_path):
     scores, labels = write_folders(tmp_path, small_frames(3))
     (labels / "001.png").unlink()

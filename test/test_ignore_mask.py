@@ -25,6 +25,12 @@ def mask_file(path: Path, rows: slice, columns: slice = slice(None), shape=(384,
     return path
 
 
+def turned_mask(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(mask_file(path, slice(9))).save(path, exif=exif)
+
+
 def test_what_is_white_becomes_void_and_ordinary_at_any_size_and_the_rest_stays(tmp_path):
     mask = IgnoreMask.read(mask_file(tmp_path / "bonnet.png", slice(288, None)))
     labels = np.arange(96 * 160, dtype=np.uint32).reshape(96, 160).astype(np.uint8) % 19
@@ -48,6 +54,7 @@ def test_what_is_white_becomes_void_and_ordinary_at_any_size_and_the_rest_stays(
         (lambda path: mask_file(path, slice(0, 0)), "ignores nothing: paint white what is to be ignored"),
         (lambda path: mask_file(path, slice(None)), "ignores everything"),
         (lambda path: os.mkfifo(path), "not a file"),
+        (lambda path: turned_mask(path), "turned by its EXIF orientation: save it upright"),
         (lambda path: mask_file(path, slice(1), shape=(4, 900)), "is 900x4: sides must be"),
         (lambda path: Image.new("1", (17000, 9000)).save(path), "is 17000x9000: sides must be"),
     ],

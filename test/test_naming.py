@@ -95,6 +95,10 @@ def test_a_hazard_is_read_as_no_known_class_and_as_no_other_hazard(network):
     assert sorted(shared.values()) == ["", "crate"]
 
 
+def test_two_words_of_a_hazard_may_be_near_the_same_trained_one(network):
+    assert list(related(network, "storage crate|crate for storage").values()) == ["crate"], "none of them is a guess"
+
+
 def test_a_related_word_finds_what_the_word_itself_misses(network):
     """A query that says "crate", and a prompt that is only near to it."""
     vocabulary = Vocabulary.cityscapes().with_hazards(["storage box"])

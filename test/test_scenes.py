@@ -234,12 +234,32 @@ def test_an_interrupted_rendering_says_how_to_go_on_and_does(tmp_path):
     assert len(list((tmp_path / "a").glob("frames/*.json"))) == 30
 
 
+def test_a_killed_process_is_said_and_does_not_hang(tmp_path):
+    options = ("render", "--out", "a", "--count", "40", "--height", "96", "--width", "160", "--workers", "2")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "vl4ad_model.cli", "scenes", *options]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        ends = time.monotonic() + 120
+        while not list((tmp_path / "a").glob("frames/*.json")) and time.monotonic() < ends:
+            time.sleep(0.05)
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(workers[0], signal.SIGKILL)
+        _, errors = running.communicate(timeout=60)
+    assert running.returncode == 2
+    assert errors.strip().splitlines()[-1] == (
+        "vl4ad: a worker process was killed, most likely for lack of memory: use fewer --workers; "
+        "the same command goes on from there"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("render", "--out", "x", "--split", "odd"), "split 'odd' is unknown: use train, seen, held_out, quiet"),
         (("render", "--out", "x", "--count", "0"), "'--count': Input should be greater than or equal to 1"),
         (("render", "--out", "x", "--cutouts", "."), "unpack the npm package @lobehub/fluent-emoji-3d"),
+        (("render", "--out", "x", "--cutouts", "hashes"), "unpack the npm package @lobehub/fluent-emoji-3d"),
         (("bag", "--out", "x", "--hazards", "tyre,unicorn"), "hazard type 'unicorn' is unknown: use tyre, "),
         (("bag", "--out", "x", "--width", "40000", "--seconds", "0.1"), "40000x384 is too large for this OpenGL"),
         (("bag", "--out", "x", "--weather", "hail"), "weather 'hail' is unknown: use clear, "),
@@ -247,6 +267,8 @@ def test_an_interrupted_rendering_says_how_to_go_on_and_does(tmp_path):
     ],
 )
 def test_mistakes_get_one_clear_line(tmp_path, arguments, words):
+    (tmp_path / "hashes").mkdir()
+    (tmp_path / "hashes/d41d8cd98f00b204e9800998ecf8427e.png").touch()
     done = vl4ad(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr
@@ -259,6 +281,12 @@ def test_a_recipe_that_is_none_is_called_damaged(tmp_path):
         (tmp_path / "recipe.json").write_text(content)
         with pytest.raises(SceneError, match=r"recipe\.json is damaged"):
             missing(Recipe(), range(1), tmp_path)
+
+
+def test_a_recipe_without_a_frame_binds_nobody(tmp_path):
+    missing(Recipe(height=20_000), range(1), tmp_path)
+    assert missing(Recipe(), range(1), tmp_path) == [0]
+    assert json.loads((tmp_path / "recipe.json").read_text())["height"] == Recipe().height
 
 
 def test_frames_that_failed_are_no_success(tmp_path):

@@ -45,6 +45,11 @@ def test_what_is_missed_for_a_moment_is_not_forgotten_and_what_is_gone_is():
     assert follow(*[[area(50)]] * 3, [], [area(50)], step=1.0)[-1] == 1
 
 
+def test_by_a_clock_that_stands_still_what_is_gone_is_forgotten():
+    assert follow([area(50)], [], [area(50)], step=0.0) == [1, None, 1]
+    assert follow([area(50)], [], [], [area(50)], step=0.0) == [1, None, None, 2]
+
+
 def test_after_a_pause_and_when_time_goes_back_everything_is_new():
     tracker = Tracker()
     assert [tracker.update([area(50)], time_s)[0].number for time_s in (10, 10, 10.1, 10.1 + MAX_PAUSE_S, 13, 5, 8)] == [

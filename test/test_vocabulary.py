@@ -112,6 +112,7 @@ def test_words_of_any_language_are_welcome():
         (b"classes: []", "has no classes"),
         (b"classes: [{name: road}, {name: Road}]", "'Road' is listed twice"),
         (b"classes: ['tyre|tire']", "class 'tyre|tire': 'tyre|tire' has a '|': list the alternatives"),
+        (b"classes: [{name: road}]\nhazards: false", "'hazards' must be a list of strings"),
         (b"classes: [{name: road, concepts: []}]", "class 'road': 'concepts' must be a list"),
         (b"classes: [{name: no}]", "bool, not a string"),
         (b"classes: [{name: road, color: [1, 2, 300]}]", "class 'road': color must be three numbers"),

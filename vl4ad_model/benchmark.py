@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,9 @@ from vl4ad_model.engines.commands import _network
 
 def benchmark_network(
     model: Annotated[str, typer.Option(help="Model name or folder.")] = "tiny",
-    height: Annotated[int, typer.Option(help="Image height in pixels; 0 = the model's own.")] = 0,
-    width: Annotated[int, typer.Option(help="Image width in pixels; 0 = the model's own.")] = 0,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    height: Annotated[int, typer.Option(min=0, help="Image height in pixels; 0 = the model's own.")] = 0,
+    width: Annotated[int, typer.Option(min=0, help="Image width in pixels; 0 = the model's own.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="CPU threads.")] = 1,
     repeat: Annotated[int, typer.Option(min=1, help="Timed runs; the median is shown.")] = 3,
     hazards: Annotated[int, typer.Option(min=0, help="Number of hazard prompts.")] = 8,
     untrained: Annotated[bool, typer.Option(help="Deterministic weights: needs no download, takes the same time.")] = False,
@@ -28,6 +27,10 @@ def benchmark_network(
     from rich.console import Console
     from rich.table import Table
 
+    from vl4ad_model.evaluation.outputs import check_writable, write_json
+
+    if json_file:
+        check_writable(json_file, folder=False)
     result = measure_network(model, height, width, threads, repeat, hazards, untrained)
     table = Table("stage", "CPU s", "share", "peak memory above start, MB", title=result["title"])
     for row in result["stages"]:
@@ -38,7 +41,7 @@ def benchmark_network(
     table.add_row("scoring's peak above the network's", "", "", f"{result['scoring_above_network_mb']:.0f}")
     Console().print(table)
     if json_file:
-        json_file.write_text(json.dumps(result, indent=1))
+        write_json(json_file, result)
 
 
 def measure_network(

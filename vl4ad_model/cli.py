@@ -139,6 +139,7 @@ def segment(
     import math
 
     from rich.console import Console
+    from rich.markup import escape
 
     from vl4ad_model import detections, image_files, visualization
     from vl4ad_model.engines.commands import ProgressLine
@@ -176,7 +177,9 @@ def segment(
             words_progress=line.words,
         )
     Console(stderr=True).print(
-        f"{segmenter.notice} [dim]({segmenter.engine_name}: {segmenter.engine_reason})[/dim]", highlight=False, soft_wrap=True
+        f"{escape(segmenter.notice)} [dim]({segmenter.engine_name}: {escape(segmenter.engine_reason)})[/dim]",
+        highlight=False,
+        soft_wrap=True,
     )
     if segmenter.unknown_words:
         print(segmenter.unknown_words)
@@ -255,14 +258,11 @@ def models_list() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vl4ad_model.registry import MODELS, cache_folder
+    from vl4ad_model.registry import MODELS, is_here
 
     table = Table("model", "here", "what it is", "licence")
     for info in MODELS.values():
-        folder = info.folder or cache_folder() / info.name
-        has_decoder = any((folder / name).is_file() for name in info.decoder_names)
-        here = has_decoder and (folder / "clip.safetensors").is_file()
-        table.add_row(info.name, "yes" if here else "no", info.summary, info.licence)
+        table.add_row(info.name, "yes" if is_here(info) else "no", info.summary, info.licence)
     Console().print(table)
 
 
@@ -285,12 +285,7 @@ def models_verify(
     """Check the sha256 of every file of the models that are on this machine, and that the weights fit the network."""
     from vl4ad_model import registry
 
-    chosen = names or [
-        name
-        for name, info in registry.MODELS.items()
-        if (info.folder or registry.cache_folder() / info.name).joinpath("clip.safetensors").is_file()
-    ]
-    for name in chosen:
+    for name in names or [name for name, info in registry.MODELS.items() if registry.is_here(info)]:
         if registry.untrained_notice(name):
             raise ModelNotFoundError(f"{name} has no weights: put clip.safetensors and decoder.safetensors (or a .pth) there")
         files = registry.locate(name, offline=True)

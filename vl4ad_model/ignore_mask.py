@@ -43,7 +43,7 @@ class IgnoreMask:
         Raises:
             ImageError: no such file, no image, one of a size that no camera has, or it ignores nothing or everything.
         """
-        from PIL import Image
+        from PIL import ExifTags, Image
 
         path = Path(os.path.expanduser(path))  # a parameter of a node comes without a shell that does it
         Image.MAX_IMAGE_PIXELS = MAX_SIDE * MAX_SIDE
@@ -52,6 +52,8 @@ class IgnoreMask:
                 raise ImageError(f"ignore mask {path}: not a file")  # a pipe would be waited for, for ever
             with Image.open(path) as image:
                 check_size(image.height, image.width, f"ignore mask {path}")
+                if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                    raise ImageError(f"ignore mask {path} is turned by its EXIF orientation: save it upright, as a PNG for example")
                 ignored = _is_white(image)
         except FileNotFoundError:
             raise ImageError(f"no ignore mask at {path}") from None

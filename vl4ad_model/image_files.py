@@ -99,10 +99,20 @@ def read_rgb(path: str | Path, *, upright: bool = True) -> np.ndarray:
         raise ImageError(f"{path} is damaged or cannot be read ({error})") from None
 
 
+def is_stream(path: Path) -> bool:
+    """Whether it is a pipe, a device or a file that is open already (/dev/stdout): written to as it is, never replaced."""
+    return path.exists() and (not path.is_file() or os.path.abspath(path).startswith(("/dev/", "/proc/")))
+
+
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all (temporary file, then rename), making its folder."""
+    """Write a file whole or not at all (temporary file, then rename), making its folder; a link's file, not the link."""
     path = Path(path)
     try:
+        if is_stream(path) and not path.is_dir():
+            with path.open("ab") as stream:
+                stream.write(content)
+            return
+        path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:

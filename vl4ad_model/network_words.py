@@ -77,7 +77,7 @@ def related_words(network: FCCLIP, vocabulary: Vocabulary, rows: np.ndarray) -> 
         return []
     trained = [concept.casefold() for concept in config.training_concepts]
     groups = vocabulary.concept_groups
-    taken = {concept.casefold() for group in groups for concept in group}
+    taken = {concept.casefold(): owner for owner, group in enumerate(groups) for concept in group}
     known = {concept.casefold() for group in groups[: vocabulary.known_count] for concept in group}
     left_out = np.array([concept in known for concept in trained])
     words_of_training = set(trained)
@@ -92,8 +92,11 @@ def related_words(network: FCCLIP, vocabulary: Vocabulary, rows: np.ndarray) -> 
         for concept, row in zip(group, of_group, strict=True):
             likeness = np.where(left_out, -1.0, of_trained @ row)
             nearest = int(likeness.argmax())
-            if likeness[nearest] > config.related_words and trained[nearest] not in taken:
-                taken.add(trained[nearest])
+            is_near = likeness[nearest] > config.related_words
+            if is_near and taken.get(trained[nearest]) == owner:
+                continue  # another of the group's words has it
+            if is_near and trained[nearest] not in taken:
+                taken[trained[nearest]] = owner
                 found.append(RelatedWord(owner, concept, config.training_concepts[nearest], of_trained[nearest]))
             else:
                 found.append(RelatedWord(owner, concept, "", None))

@@ -154,6 +154,15 @@ def _files_of(info: ModelInfo, folder: Path) -> tuple[Path | None, Path | None]:
     return decoder, _clip_of(folder, decoder)
 
 
+def is_here(info: ModelInfo) -> bool:
+    """Whether a model's weights are on this machine, right or not."""
+    folder = info.folder or cache_folder() / info.name
+    try:
+        return None not in (_weights_in(folder) if info.folder else _files_of(info, folder))
+    except CheckpointError:
+        return True
+
+
 def _clip_of(folder: Path, decoder: Path | None) -> Path | None:
     from vl4ad_model.network.checkpoint import holds_clip
 

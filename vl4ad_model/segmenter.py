@@ -272,7 +272,7 @@ class Segmenter:
         """One line about words that training did not use: what they are also read as, and which have nothing near; or nothing."""
         related, unrelated = self._words.related, self._words.unrelated
         if unrelated:
-            unrelated = f"with nothing near, so that what gets the name is a guess: {unrelated}"
+            unrelated = f"with nothing near that no other hazard has, so that what gets the name is a guess: {unrelated}"
         found = "; ".join(part for part in (related, unrelated) if part)
         return f"not among the words of {self.model_name}'s training: {found}" if found else ""
 

@@ -78,6 +78,7 @@ class Tracker:
         if version != self._version:
             for thing in self._things:
                 thing.pixels_by_name.clear()
+        stands_still = time_s == self._time_s
         self._time_s, self._version = time_s, version
         for thing in self._things:
             thing.missed += 1
@@ -88,7 +89,9 @@ class Tracker:
                 thing_of[index] = _Thing(self._last_number, np.array(area.box, np.float64), time_s)
                 self._things.append(thing_of[index])
         tracked = [thing_of[index].take(area, time_s) for index, area in enumerate(found)]
-        self._things = [thing for thing in self._things if thing.missed <= 1 or time_s - thing.time_s <= MAX_GAP_S]
+        # By a clock that stands still nothing would ever be gone for long.
+        longest = -1.0 if stands_still else MAX_GAP_S
+        self._things = [thing for thing in self._things if thing.missed <= 1 or time_s - thing.time_s <= longest]
         return tracked
 
     def _pairs(self, found: list[Detection], time_s: float) -> dict[int, _Thing]:

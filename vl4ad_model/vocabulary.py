@@ -116,7 +116,9 @@ class Vocabulary:
             raise VocabularyError("it needs a list 'classes'")
         classes = tuple(_class_from(entry, index) for index, entry in enumerate(content["classes"]))
         vocabulary = cls(_text(content.get("name", name), "name"), classes)
-        hazards = content.get("hazards") or []
+        hazards = content.get("hazards")
+        if hazards is None:  # a key with nothing after it
+            hazards = []
         if not isinstance(hazards, list):
             raise VocabularyError("'hazards' must be a list of strings")
         return vocabulary.with_hazards(hazards) if hazards else vocabulary

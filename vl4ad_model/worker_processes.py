@@ -6,9 +6,51 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import connection, resource_tracker
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class WorkerKilledError(Exception):
+    """A worker process ended in the middle of its work."""
+
+
+@contextmanager
+def worker_processes(
+    count: int, start: Callable[..., None], *arguments: Any
+) -> Iterator[Callable[[Callable[[Any], T], Sequence[Any]], Iterator[T]]]:
+    """Processes that share tasks.
+
+    Args:
+        count: of processes; they are started when there is work.
+        start: called with `arguments` in each process first.
+
+    Yields:
+        what calls a function with every task, and gives the results as they come, in any order; it raises what the function raises,
+        and WorkerKilledError where a process is gone.
+    """
+    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures.process import BrokenProcessPool
+
+    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=start, initargs=arguments)
+
+    def run(function: Callable[[Any], T], tasks: Sequence[Any]) -> Iterator[T]:
+        try:
+            with deaf_to_interrupts():  # workers start as tasks are submitted; the parent decides what Ctrl-C means
+                # In no variable: whoever holds on to the futures holds on to all results.
+                coming = as_completed([pool.submit(function, task) for task in tasks])
+            for done in coming:
+                yield done.result()
+        except BrokenProcessPool:
+            raise WorkerKilledError("a worker process was killed, most likely for lack of memory: use fewer --workers") from None
+
+    try:
+        yield run
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

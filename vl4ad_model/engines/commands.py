@@ -170,7 +170,7 @@ def benchmark_engines(
     only: Annotated[str, typer.Option("--engines", help="Some of torch,onnx,openvino,tensorrt; default: all that work here.")] = "",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, fp16 (GPU) or bf16 (openvino).")] = "fp32",
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 = all.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, max=1024, help="CPU threads; 0 = all.")] = 0,
     repeat: Annotated[int, typer.Option(min=3, help="Timed images per engine; engines take turns.")] = 50,
     hazards: Annotated[int, typer.Option(help="Number of hazard prompts.")] = 8,
     floor: Annotated[

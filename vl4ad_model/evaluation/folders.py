@@ -15,7 +15,7 @@ above them, for the whole set.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,8 +27,9 @@ from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 _LABELS = ("_labels_semantic", "_labels", "_label")
-_PICTURES = ("_color", "_colored", "_overlay")
-_ENDINGS = (*_LABELS, "_leftImg8bit", "_anomaly", "_scores", "_score")
+_OVERLAY = "_overlay"
+_COLOURED = ("_color", "_colored")
+_ENDINGS = (*_LABELS, *_COLOURED, "_leftImg8bit", "_anomaly", "_scores", "_score")
 _NUMBER = re.compile(r"^\d{4}_")
 
 
@@ -227,10 +228,12 @@ def _files(folder: Path, what: str) -> dict[str, Path]:
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in suffixes
         and not path.name.startswith(".")
-        and not path.stem.endswith(_PICTURES)
+        and not path.stem.endswith(_OVERLAY)
         and not path.parent.name.endswith(".labels")
         and path.is_file()
     ]
+    others = {(path.parent, path.stem) for path in paths}
+    paths = [path for path in paths if not _is_preview(path, others, labels=what == "label PNGs")]
     if what != "label PNGs":
         paths = [path for path in paths if not path.stem.endswith(_LABELS)]
     elif marked := [path for path in paths if path.stem.endswith(_LABELS)]:
@@ -244,6 +247,15 @@ def _files(folder: Path, what: str) -> dict[str, Path]:
     if not found:
         raise EvaluationError(f"no {what} in {folder} ({', '.join(suffixes)})")
     return found
+
+
+def _is_preview(path: Path, others: Collection[tuple[Path, str]], *, labels: bool) -> bool:
+    """Whether it shows labels in colours. A camera's images may be called `_color` too, beside `_depth`."""
+    for ending in _COLOURED:
+        if path.stem.endswith(ending):
+            of = path.stem.removesuffix(ending)
+            return labels or of.endswith(_LABELS) or (path.parent, of) in others
+    return False
 
 
 def _plain(stem: str) -> str:

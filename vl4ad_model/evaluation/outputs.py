@@ -125,11 +125,17 @@ def check_writable(path: Path, *, folder: bool) -> None:
     """
     import os
 
+    from vl4ad_model.image_files import is_stream
+
+    if not folder and is_stream(path) and not path.is_dir():
+        if not os.access(path, os.W_OK):
+            raise EvaluationError(f"cannot write {path}: no permission")
+        return
     if folder and path.exists() and not path.is_dir():
         raise EvaluationError(f"cannot write to {path}: it is a file, a folder is needed")
     if not folder and path.is_dir():
         raise EvaluationError(f"cannot write {path}: it is a folder, name a file")
-    existing = path if folder else path.parent
+    existing = path if folder else Path(os.path.realpath(path)).parent
     while not existing.exists():
         existing = existing.parent
     if not existing.is_dir():

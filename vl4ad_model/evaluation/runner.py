@@ -29,7 +29,7 @@ from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure, Source
 from vl4ad_model.evaluation.work_folder import RESUMING, WorkFolder, WorkFolderError, fingerprint, open_work_folder
 from vl4ad_model.ignore_mask import IgnoreMask
 from vl4ad_model.vocabulary import Hazard
-from vl4ad_model.worker_processes import deaf_to_interrupts, end_with_parent
+from vl4ad_model.worker_processes import WorkerKilledError, end_with_parent, worker_processes
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -271,29 +271,15 @@ def mapper(workers: int) -> Iterator[Mapper]:
     if workers <= 1:
         yield in_this_process
         return
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, as_completed
-    from concurrent.futures.process import BrokenProcessPool
+    with worker_processes(workers, _start_worker, workers) as in_workers:
 
-    spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_start_worker, initargs=(workers,))
+        def run(function: Callable[[Any], T], tasks: Sequence[Any]) -> Iterator[T]:
+            try:
+                yield from in_workers(function, tasks)
+            except WorkerKilledError as error:
+                raise EvaluationError(f"{error}; frames that are counted stay so") from None
 
-    def run(function: Callable[[Any], T], tasks: Sequence[Any]) -> Iterator[T]:
-        try:
-            with deaf_to_interrupts():  # workers start as tasks are submitted; the parent decides what Ctrl-C means
-                # In no variable: whoever holds on to the futures holds on to all results.
-                coming = as_completed([pool.submit(function, task) for task in tasks])
-            for done in coming:
-                yield done.result()
-        except BrokenProcessPool:
-            raise EvaluationError(
-                "a worker process was killed, most likely for lack of memory: use fewer --workers; frames that are counted stay so"
-            ) from None
-
-    try:
         yield run
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _start_worker(workers: int) -> None:

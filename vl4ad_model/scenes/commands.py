@@ -43,13 +43,12 @@ def render(
     ] = 0.0,
 ) -> None:
     """Render frames with exact labels. Run it again to go on where it stopped."""
-    import multiprocessing
     import os
 
     from vl4ad_model.scenes.cutouts import names_of
     from vl4ad_model.scenes.dataset import SPLITS, Recipe, missing, render_one, start_worker
     from vl4ad_model.scenes.renderer import require_renderer
-    from vl4ad_model.worker_processes import deaf_to_interrupts
+    from vl4ad_model.worker_processes import WorkerKilledError, worker_processes
 
     if split not in SPLITS:
         raise SceneError(f"split '{split}' is unknown: use {', '.join(SPLITS)}")
@@ -65,17 +64,20 @@ def render(
     failures = 0
     threads = max(1, (os.cpu_count() or 1) // workers)
     try:
-        with deaf_to_interrupts():
-            pool = multiprocessing.get_context("spawn").Pool(min(workers, max(1, len(tasks))), start_worker, (threads,))
-        with _progress() as progress, pool:
+        with (
+            worker_processes(min(workers, max(1, len(tasks))), start_worker, threads) as in_workers,
+            _progress() as progress,
+        ):
             bar = progress.add_task(f"rendering to {out}", total=count, completed=count - len(tasks))
-            for failure in pool.imap_unordered(render_one, tasks):
+            for failure in in_workers(render_one, tasks):
                 progress.advance(bar)
                 if failure:
                     failures += 1
                     if failure.fatal or failures > 5:
                         raise SceneError(failure.text)
                     progress.console.print(failure.text)
+    except WorkerKilledError as error:
+        raise SceneError(f"{error}; the same command goes on from there") from None
     except KeyboardInterrupt:
         print("vl4ad: interrupted; the same command goes on from there", file=sys.stderr)
         sys.exit(130)

@@ -69,7 +69,7 @@ def names_of(folder: Path) -> dict[str, Path]:
             continue  # sequences: flags, families, skin tones
         try:
             unicode_name = unicodedata.name(chr(int(code, 16)))
-        except ValueError:
+        except (ValueError, OverflowError):
             continue
         words = f" {unicode_name} "
         if any(f" {bad}" in words for bad in _NOT_THINGS):

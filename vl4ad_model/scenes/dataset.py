@@ -163,6 +163,7 @@ def missing(recipe: Recipe, seeds: range, folder: Path) -> list[int]:
         SceneError: the folder holds frames of another recipe.
     """
     note, mine = folder / "recipe.json", {**json.loads(json.dumps(asdict(recipe))), "cutouts": recipe.cutouts is not None}
+    is_noted = False
     if note.is_file():
         try:
             theirs = json.loads(note.read_text())
@@ -172,11 +173,12 @@ def missing(recipe: Recipe, seeds: range, folder: Path) -> list[int]:
             raise SceneError(f"{note} is damaged: remove it, or name another folder")
         usual = asdict(Recipe())  # what a folder means that was begun before a key came in
         differing = [key for key in mine if mine[key] != theirs.get(key, usual[key])]
-        if differing:
+        if differing and any((folder / "frames").glob("*.json")):
             key = differing[0]
             raise SceneError(
                 f"{folder} holds frames with {key} {theirs.get(key, usual[key])}, not {mine[key]}: name another folder"
             )
-    else:
+        is_noted = not differing
+    if not is_noted:
         write_bytes(note, json.dumps(mine).encode())
     return [seed for seed in seeds if not frame_paths(folder, frame_name(seed))[2].is_file()]

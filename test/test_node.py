@@ -235,8 +235,8 @@ def test_the_score_can_be_chosen_and_diagnostics_say_which_and_how_words_are_rea
     said("words not known", "")
     assert user.set_parameter("hazard_prompts", ["storage crate", "asdkjh"]) == (True, "")
     said("words not known", "'asdkjh'")
-    hint = "'storage crate' (read as 'crate', too); with nothing near, so that what gets the name is a guess: 'asdkjh'"
-    assert f"training: {hint}" in running[0].log
+    guess = "with nothing near that no other hazard has, so that what gets the name is a guess: 'asdkjh'"
+    assert f"training: 'storage crate' (read as 'crate', too); {guess}" in running[0].log
     assert "not among the words of tiny's training: 'storage crate' (read as 'crate', too)" in running[0].log
 
 

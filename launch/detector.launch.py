@@ -19,6 +19,7 @@ from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from launch import LaunchContext, LaunchDescription
+from vl4ad_ros import parameters as node_parameters
 from vl4ad_ros import transport, viewer_layouts
 
 ARGUMENTS = {
@@ -73,7 +74,8 @@ def _actions(context: LaunchContext) -> list:
         given["hazard_prompts"] = [part.strip() for part in values["hazards"].split(";") if part.strip()]
     if values["cameras"]:
         given["cameras"] = _list("cameras", values["cameras"], str, "[front, left]")
-    named = [viewer_layouts.cameras_in(file) for file in files]
+    node = _full_name(values["namespace"])
+    named = [node_parameters.cameras_in(file, node) for file in files]
     cameras = given.get("cameras") or next(filter(None, reversed(named)), [])
     environment = transport.large_image_environment() if _is_true(values["large_images"]) else {transport.SWITCH: "0"}
     detector = Node(
@@ -81,7 +83,7 @@ def _actions(context: LaunchContext) -> list:
         executable="detector",
         name="vl4ad_detector",
         namespace=values["namespace"],
-        parameters=[*map(str, files or [share / "config" / "detector.yaml"]), *_winning(given, values["namespace"])],
+        parameters=[*map(str, files or [share / "config" / "detector.yaml"]), *_winning(given, node)],
         remappings=_remappings(values["image"], cameras),
         additional_env=environment,
         output="screen",
@@ -120,17 +122,20 @@ def _whole_number(name: str, text: str) -> int:
     return int(text)
 
 
-def _winning(given: dict, namespace: str) -> list[str]:
+def _full_name(namespace: str) -> str:
+    return "/".join(["", *filter(None, namespace.split("/")), "vl4ad_detector"])
+
+
+def _winning(given: dict, node: str) -> list[str]:
     """A parameter file, if any, of what was given as arguments.
 
     launch_ros would put them under /** only, and lose them to a file that names the node, as `ros2 param dump` writes one.
     """
     if not given:
         return []
-    node = "/".join(["", *filter(None, namespace.split("/")), "vl4ad_detector"])
     path = _new_folder("vl4ad-arguments-") / "arguments.yaml"
     # One after the other: rcl reads no anchors, which a dump of both at once would have.
-    path.write_text("".join(yaml.safe_dump({name: {"ros__parameters": given}}) for name in ("/**", node)), encoding="utf-8")
+    path.write_text("".join(node_parameters.section(name, given) for name in ("/**", node)), encoding="utf-8")
     return [str(path)]
 
 

@@ -6,6 +6,8 @@ ros2 launch vl4ad_ros replay.launch.py bag:=drive rate:=1.0 report:=out model:=f
 
 from __future__ import annotations
 
+import os
+
 from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
@@ -37,6 +39,8 @@ def _actions(context: LaunchContext) -> list:
     values = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     if not values["bag"]:
         raise RuntimeError("say which bag: bag:=FOLDER")
+    for name in ("bag", "json", "report"):
+        values[name] = os.path.expanduser(values[name])  # no shell does that after bag:=
     arguments = [values["bag"]]
     for name in ("rate", "model", "engine", "track", "json", "report"):
         if values[name]:

@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +99,11 @@ def test_a_recording_replaces_an_older_one_whole(tmp_path):
         found, _ = read(tmp_path / "bag")
         assert [message.data for _, message in found["/words"]] == texts[::-1]  # in order of time
     assert [path.name for path in tmp_path.iterdir()] == ["bag"]
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_drive():
+    with pytest.raises(EvaluationError, match="cannot write /proc/demo/recording: No such file or directory"):
+        output_recording.check_place(Path("/proc/demo/recording"))
 
 
 def test_what_is_no_bag_is_never_removed(tmp_path):

@@ -292,6 +292,44 @@ def test_several_values_change_as_one(user):
     assert user.set_parameter("merge_classes", True)[0]
 
 
+def test_a_refused_change_does_not_come_through_with_a_later_one(user, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("classes: [road, car]")
+    assert user.set_parameter("vocabulary_file", str(file)) == (True, "")
+    before = words_of(user, lambda content: len(content["classes"]) == 2)
+    file.write_text("classes: [road, car, bus]")
+    changes = {"vocabulary_file": str(file), "ignore_mask": "/nowhere.png"}
+    assert user.set_parameters_together(changes) == (False, "no ignore mask at /nowhere.png")
+    assert user.set_parameter("max_rate", 50.0) == (True, "")
+    answered(user, picture())
+    assert user.collected.labels[-1].content["version"] == before["version"]
+    assert user.set_parameters_together({"vocabulary_file": "", "max_rate": 0.0}) == (True, "")
+    words_of(user, lambda content: len(content["classes"]) > 3)
+
+
+def test_a_bag_that_begins_again_has_the_words_of_the_latest_announcement():
+    """`after` of the words tells frames apart by their stamps, and in a second round those are earlier."""
+
+    def send(second, topic="segmentation"):
+        return answered(user, picture(), topic, stamp=Time(sec=second))
+
+    # Names that rcl would read as something else than strings, were they not quoted.
+    settings = {"cameras": ["n", "e"], "hazard_prompts": ["1e3", "y"]}
+    with running_detector(settings, client={"camera": "n", "image_topic": "/n/image", "topics": ("segmentation",)}) as (_, user):
+        assert hazards_of(words_of(user, lambda content: True)) == ["1e3", "y"]
+        for second in (100, 101, 102):
+            send(second)
+        assert user.set_parameter("hazard_prompts", ["tyre"])[0]
+        words = words_of(user, lambda content: hazards_of(content) == ["tyre"])
+        assert words["after"] == {"n": {"sec": 102, "nanosec": 0}, "e": None}
+        send(103)
+        assert user.collected.labels[-1].content == words
+        send(100)
+        assert words_of(user, lambda content: content["after"]["n"] is None) == {**words, "after": {"n": None, "e": None}}
+        assert user.set_parameter("hazard_prompts", [])[0]
+        assert words_of(user, lambda content: not hazards_of(content))["after"]["n"] == {"sec": 100, "nanosec": 0}
+
+
 def test_versions_go_on_over_every_state_and_so_does_what_was_seen_before_them():
     def activated(condition):
         came = len(user.collected.labels)

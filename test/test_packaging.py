@@ -225,16 +225,26 @@ def test_the_table_of_parameters_is_the_node_s():
 
 
 def test_a_launch_finds_the_cameras_of_a_parameter_file(tmp_path):
-    from vl4ad_ros.viewer_layouts import cameras_in
+    from vl4ad_ros.parameters import cameras_in
 
-    assert cameras_in(ROOT / "config/detector.yaml") == []
-    for node in ("vl4ad_detector", "/**", "/robot/vl4ad_detector"):
-        (tmp_path / "mine.yaml").write_text(yaml.safe_dump({node: {"ros__parameters": {"cameras": ["front", "left"]}}}))
-        assert cameras_in(tmp_path / "mine.yaml") == ["front", "left"]
-    for text in ("[", "7", "vl4ad_detector: {ros__parameters: 3}", "a: {ros__parameters: {cameras: 3}}", ""):
+    def cameras_of(text, node="/robot/vl4ad_detector"):
         (tmp_path / "mine.yaml").write_text(text)
-        assert cameras_in(tmp_path / "mine.yaml") == []
-    assert cameras_in(tmp_path / "none.yaml") == []
+        return cameras_in(tmp_path / "mine.yaml", node)
+
+    assert cameras_in(ROOT / "config/detector.yaml", "/vl4ad_detector") == []
+    given = "{ros__parameters: {cameras: [front, left]}}"
+    for text in (
+        f"/**: {given}",
+        f"/robot/vl4ad_detector: {given}",
+        f"robot: {{vl4ad_detector: {given}}}",
+        f"/**/vl4ad_detector: {given}",
+    ):
+        assert cameras_of(text) == ["front", "left"]
+    assert cameras_of("/**: {ros__parameters: {cameras: front}}") == ["front"], "as the node takes it"
+    assert cameras_of(f"camera_hub: {given}") == [] and cameras_of(f"vl4ad_detector: {given}") == [], "others' cameras"
+    for text in ("[", "7", "/**: {ros__parameters: 3}", "/**: {ros__parameters: {cameras: 3}}", ""):
+        assert cameras_of(text) == []
+    assert cameras_in(tmp_path / "none.yaml", "/vl4ad_detector") == []
 
 
 def panels_in(node):
@@ -319,6 +329,19 @@ def test_launch_arguments_reach_the_node(launched, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     _, rules, files = node_of(params_file="[~/mine.yaml, ~/calibrated.yaml]", image="[/cam9/image_raw]")
     assert files == ["mine.yaml", "calibrated.yaml"] and rules == [("rear/image", "/cam9/image_raw")]
+
+
+def test_a_replay_s_files_may_be_at_home(monkeypatch, tmp_path):
+    module = launch_file("replay")
+    from launch import LaunchContext
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    context = LaunchContext()
+    given = {"bag": "~/drive", "json": "~/live.json", "report": "~/live"}
+    context.launch_configurations.update({name: default for name, (default, _) in module.ARGUMENTS.items()} | given)
+    evaluation, _ = module._actions(context)
+    words = [part[0].text for part in evaluation.cmd if part and hasattr(part[0], "text")]
+    assert all(str(tmp_path / name) in words for name in ("drive", "live.json", "live"))
 
 
 # --- the real ros2 commands -------------------------------------------------------------------------------------------------

@@ -1,6 +1,12 @@
 """The live evaluation plays a bag into a real detector; lossless it equals the offline one to the last digit."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +14,9 @@ from evaluation_helpers import START, STEP, png, vl4ad, write_bag
 from evaluation_helpers import picture as plain_picture
 
 pytest.importorskip("rclpy", reason="ROS 2 is not installed")
-from ros_fixtures import new_domain, picture
+from ros_fixtures import new_domain, picture, running_detector
+
+DEMO_BAG = Path(__file__).parent / "data/demo_bag"
 
 COUNT = 3
 NOT_WHOLE = 3
@@ -73,6 +81,72 @@ def test_at_a_rate_dropped_images_are_counted_and_not_evaluated(tmp_path, capfd,
     live = document["live"]
     assert live["sent"] == 30 and live["answered"] + live["dropped"] == 30 and live["answered"] >= 1
     assert document["frames"]["evaluated"] == live["answered"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("whom", "number", "status", "said"),
+    [
+        ("detector", signal.SIGKILL, 2, "replay_evaluation: the detector was ended by signal 9 (Killed): "),
+        ("replay", signal.SIGTERM, 143, "replay_evaluation: terminated, no result was written"),
+    ],
+)
+def test_a_replay_that_is_cut_short_is_no_result(tmp_path, whom, number, status, said):
+    (tmp_path / "tmp").mkdir()
+    environment = {
+        **os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "ROS_DOMAIN_ID": str(new_domain()), "TMPDIR": str(tmp_path / "tmp"),
+    }  # fmt: skip
+    command = [sys.executable, "-m", "vl4ad_ros.replay_evaluation", str(DEMO_BAG), "--engine", "torch", "--rate", "0.5"]
+    command += ["--json", str(tmp_path / "live.json")]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as running:
+        said_so_far = []
+        for line in running.stderr:
+            said_so_far.append(line)
+            if line.startswith("playing"):
+                break
+        time.sleep(2)
+        children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
+        (detector,) = [int(pid) for pid in children if b"detector_node" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        os.kill(detector if whom == "detector" else running.pid, number)
+        _, rest = running.communicate(timeout=60)
+    assert running.returncode == status, [*said_so_far, rest]
+    assert said in rest and "Traceback" not in rest
+    assert not (tmp_path / "live.json").exists()
+    assert not list((tmp_path / "tmp").glob("vl4ad-*"))
+
+
+@pytest.mark.slow
+def test_at_a_rate_a_slow_detector_is_waited_for(tmp_path, capfd, monkeypatch):
+    """The newest image is answered, however late."""
+    labels = np.zeros((48, 64), np.uint8)
+    labels[:9] = 1
+    messages = []
+    for index in range(4):
+        stamp = START + index * STEP
+        messages += [("/camera/image", stamp, plain_picture()), ("/camera/labels", stamp, labels)]
+    drive = write_bag(tmp_path / "drive", messages)
+    from vl4ad_ros import replay_evaluation
+
+    with running_detector({"max_rate": 0.13}, connect=False) as (detector, user):
+        monkeypatch.setenv("ROS_DOMAIN_ID", str(user.domain))
+        with pytest.raises(SystemExit) as ended:
+            replay_evaluation.main([str(drive), "--attach", "--rate", "1", "--json", str(tmp_path / "live.json")])
+        assert ended.value.code == 0, capfd.readouterr().err + detector.log
+    live = json.loads((tmp_path / "live.json").read_text())["live"]
+    assert (live["sent"], live["answered"]) == (4, 2) and live["latency_ms"]["p99"] > 5000
+
+
+def test_a_domain_that_is_no_number_is_one_line(tmp_path, capfd, monkeypatch):
+    from vl4ad_ros import replay_evaluation
+
+    monkeypatch.setenv("ROS_DOMAIN_ID", "robot1")
+    with pytest.raises(SystemExit) as ended:
+        replay_evaluation.main([str(DEMO_BAG)])
+    err = capfd.readouterr().err
+    assert (
+        ended.value.code == 2
+        and err == "replay_evaluation: ROS_DOMAIN_ID=robot1 is no number: it must be 0 to 101 on most machines\n"
+    )
 
 
 MISTAKES = [

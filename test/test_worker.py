@@ -37,6 +37,30 @@ def test_frames_are_worked_on_at_once_and_come_out_in_the_order_in_which_they_we
     assert woken and woken == sorted(woken, key=admitted.index)
 
 
+@pytest.mark.parametrize("rate", [1e-10, 1e-6, 0.001])
+def test_the_first_frame_never_waits_and_another_rate_holds_at_once(rate):
+    """However low the rate, and however short a time the machine has been running."""
+    done = []
+    worker = NewestFrameWorker(lambda source, number: done.append(number), on_error=pytest.fail)
+    worker.limit_rate(rate)
+    worker.start()
+
+    def wait_for(numbers):
+        deadline = time.monotonic() + 10
+        while done != numbers and time.monotonic() < deadline:
+            time.sleep(0.005)
+        assert done == numbers
+
+    worker.offer("camera", 1)
+    wait_for([1])
+    worker.offer("camera", 2)
+    time.sleep(0.1)
+    assert done == [1]
+    worker.limit_rate(50)
+    wait_for([1, 2])
+    assert worker.stop(10)
+
+
 def test_a_poke_waits_for_frames_that_were_taken_before_it():
     release, entered, order = threading.Event(), threading.Event(), []
 

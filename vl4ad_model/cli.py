@@ -361,14 +361,18 @@ def run(arguments: list[str], app: typer.Typer | None = None) -> int:
         return USER_ERROR
 
 
+def hear_sigterm() -> None:
+    """From here on SIGTERM ends this process as any error does, so that it cleans up; worker processes do not come through here."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `vl4ad` script."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # file names may be any bytes
-    # SIGTERM ends a command as any error does, so that it cleans up; worker processes are not started through here.
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
+    hear_sigterm()
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

@@ -10,7 +10,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -152,7 +152,7 @@ def main(
             user.wait_until_connected()
             with console.status("building the engine (the first time only)"):
                 user.wait_until_built()
-            playback = play(user, recording, prompts, console)
+            playback = play(user, recording, prompts, console, detector.check)
             user.wait_for(lambda c: c.diagnostics.get(NODE_STATUS, {}).get("engine"), timeout=5)
             node = dict(user.collected.diagnostics.get(NODE_STATUS, {}))
             answers = collect(user, playback)
@@ -163,6 +163,7 @@ def main(
                 with console.status(f"asking once more for the {len(missing)} frames that were not answered both times"):
                     again = ask_one_by_one(user, recording, playback, missing)
                 pairs = {**again[0], **pairs[0]}, {**again[1], **pairs[1]}
+            detector.check()
     if not playback.accepted:
         raise EvaluationError(f"the prompts were not taken: {playback.reason or 'the detector did not answer'}")
     with console.status("writing the recording"):
@@ -178,8 +179,12 @@ def main(
         raise EvaluationError("the detector answered no frame both before and after the change: this machine is too slow for it")
 
 
-def play(user, recording, prompts: list[str], console) -> Playback:
-    """Send every frame at its own time, twice; when the second round begins, change the words from another thread."""
+def play(user, recording, prompts: list[str], console, check: Callable[[], None]) -> Playback:
+    """Send every frame at its own time, twice; when the second round begins, change the words from another thread.
+
+    Args:
+        check: called before every frame; raises where the detector is gone.
+    """
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from vl4ad_ros.detector_client import deserialize_image
@@ -212,6 +217,7 @@ def play(user, recording, prompts: list[str], console) -> Playback:
                 changer.start()
             due = began + round_number * recording.seconds + frame.seconds
             time.sleep(max(0.0, due - time.monotonic()))
+            check()
             message = deserialize_image(frame.raw, frame.message_type)
             message.header.stamp = user.now()
             result.sent[round_number][user.send_message(message)] = index
@@ -423,6 +429,7 @@ def run(arguments: list[str] | None = None) -> int:
     except ImportError:
         print("vl4ad demo: rclpy is missing: source a ROS 2 installation, or pip install 'vl4ad_ros[ros]'", file=sys.stderr)
         return cli.USER_ERROR
+    cli.hear_sigterm()
     return cli.run(sys.argv[1:] if arguments is None else arguments, app)
 
 

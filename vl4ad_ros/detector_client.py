@@ -224,6 +224,15 @@ class DetectorClient:
             f"nothing publishes {missing} within {timeout:.0f} s: is the detector called {self._detector}, and has it one camera?"
         )
 
+    def check_connected(self) -> None:
+        """Make sure that somebody still reads our images.
+
+        Raises:
+            Vl4adError: nobody does.
+        """
+        if not self._publisher.get_subscription_count():
+            raise Vl4adError(f"the detector is gone: nobody subscribes to {self._publisher.topic_name} any more")
+
     def wait_until_built(self, timeout: float = 600.0, say: Callable[[str], None] = lambda text: None) -> dict[str, str]:
         """Wait until the detector builds no engine any more; until then PyTorch answers, with other times and last digits.
 

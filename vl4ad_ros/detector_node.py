@@ -386,6 +386,7 @@ class DetectorNode(LifecycleNode):
             if limits.threshold != (now := self._threshold.for_version(result.vocabulary_version)):
                 # LabelInfo says the new one by now.
                 answer = outputs.encode(wanted, rgb, result, message.header, limits._replace(threshold=now))
+            self._follow_clock(camera, stamp)
             self._announce_version(result.vocabulary, result.vocabulary_version)
             outputs.publish(wanted, answer, settings.min_hazard_images)
             self._last_stamp[camera] = stamp
@@ -437,8 +438,18 @@ class DetectorNode(LifecycleNode):
                 after=self._last_stamp,
             )
 
+    def _follow_clock(self, camera: str, stamp: Time) -> None:
+        """A camera whose stamps go back, as those of a bag that is looped, has later stamps of older words."""
+        last = self._last_stamp[camera]
+        if last is not None and (stamp.sec, stamp.nanosec) < (last.sec, last.nanosec):
+            self._last_stamp[camera] = None
+            if self._labels is not None:
+                self._labels.begin_again(camera)
+
     def _check_parameters(self, changes: list[Parameter]) -> SetParametersResult:
         """Refuse with a reason; nothing is changed here."""
+        self._checked = None
+        checked = None
         try:
             for parameter in changes:
                 if parameter.name in parameters.BY_NAME and parameter.type_ == Parameter.Type.NOT_SET:
@@ -451,13 +462,14 @@ class DetectorNode(LifecycleNode):
                 vocabulary = of_file.adding_hazards(settings.hazard_prompts)
                 if self._segmenter is not None:
                     self._segmenter.check_words(vocabulary, settings.classifier_or_none)
-                self._checked = settings, of_file
+                checked = settings, of_file
             if "ignore_mask" in named:
                 self._new_ignored = settings.read_ignore_masks()  # likewise
         except Vl4adError as error:
             return SetParametersResult(successful=False, reason=str(error))
         except Exception as error:  # an exception of a callback would end the node
             return SetParametersResult(successful=False, reason=f"{type(error).__name__}: {error}")
+        self._checked = checked
         return SetParametersResult(successful=True)
 
     def _apply_parameters(self, changes: list[Parameter]) -> None:

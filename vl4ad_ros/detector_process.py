@@ -14,10 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vl4ad_model.errors import Vl4adError
-from vl4ad_ros import transport
+from vl4ad_ros import parameters, transport
 
 READY = " is active, listening to "
 """What the node logs once images can come."""
@@ -57,8 +55,15 @@ def own_domain() -> int:
 
 
 def shared_domain() -> int:
-    """The ROS domain of everything that was started in this environment."""
-    return int(os.environ.get("ROS_DOMAIN_ID") or 0)
+    """The ROS domain of everything that was started in this environment.
+
+    Raises:
+        DetectorProcessError: it is no number.
+    """
+    given = os.environ.get("ROS_DOMAIN_ID") or "0"
+    if not given.isascii() or not given.isdigit():
+        raise DetectorProcessError(f"ROS_DOMAIN_ID={given} is no number: it must be 0 to 101 on most machines")
+    return int(given)
 
 
 class DetectorProcess:
@@ -86,7 +91,7 @@ class DetectorProcess:
         command = [sys.executable, "-m", "vl4ad_ros.detector_node", "--ros-args"]
         if settings:
             file = Path(self._folder.name) / "parameters.yaml"
-            file.write_text(yaml.safe_dump({"/**": {"ros__parameters": dict(settings)}}, allow_unicode=True))
+            file.write_text(parameters.section("/**", settings), encoding="utf-8")
             command += ["--params-file", str(file)]
         variables = {**os.environ, "ROS_DOMAIN_ID": str(domain), "PYTHONUNBUFFERED": "1", **(environment or {})}
         variables[END_WITH_PARENT] = str(os.getpid())
@@ -119,10 +124,22 @@ class DetectorProcess:
         deadline = time.monotonic() + timeout
         while text not in self.log:
             if self.process.poll() is not None and text not in self.log:
-                raise DetectorProcessError(f"the detector ended with status {self.process.returncode}: {self._last_words()}")
+                self.check()
             if time.monotonic() > deadline:
                 raise DetectorProcessError(f"the detector did not say '{text}' within {timeout:.0f} s{hint}: {self._last_words()}")
             time.sleep(0.05)
+
+    def check(self) -> None:
+        """Make sure that it runs.
+
+        Raises:
+            DetectorProcessError: it ended.
+        """
+        status = self.process.poll()
+        if status is None:
+            return
+        how = f"was ended by signal {-status} ({signal.strsignal(-status)})" if status < 0 else f"ended with status {status}"
+        raise DetectorProcessError(f"the detector {how}: {self._last_words()}")
 
     def wait_until_active(self, timeout: float = 180.0) -> None:
         """Wait until images can come.

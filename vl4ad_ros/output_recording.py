@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable
@@ -34,13 +35,19 @@ class RecordedMessage:
 
 
 def check_place(path: Path) -> None:
-    """Before anything is recorded: may a bag be written there?
+    """Before anything is recorded: may a bag be written there? Makes the folder around it.
 
     Raises:
-        EvaluationError: it holds something that is no bag.
+        EvaluationError: it holds something that is no bag, or nothing can be written there.
     """
     if path.exists() and not (path / "metadata.yaml").is_file():
         raise EvaluationError(f"{path} exists and is no bag: name another place or remove it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvaluationError(f"cannot write {path}: {error.strerror}") from None
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise EvaluationError(f"cannot write {path}: no permission to write in {path.parent}")
 
 
 def write_bag(path: Path, messages: Iterable[RecordedMessage]) -> dict[str, int]:

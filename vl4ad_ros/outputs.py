@@ -226,6 +226,13 @@ class LabelOutputs:
         self._labels.publish(String(data=json.dumps(content, ensure_ascii=False)))
         self.version = version
 
+    def begin_again(self, camera: str) -> None:
+        """From here on every frame of this camera has the announced words, whatever its stamp; the next call says so."""
+        version, after = self._begun
+        if after.get(camera) is not None:
+            self._begun = version, {**after, camera: None}
+            self.version = 0
+
     def forget(self) -> None:
         """Say everything again at the next call."""
         self.version, self._info_of = 0, None

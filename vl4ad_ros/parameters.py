@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vl4ad_model.choices import CLASSIFIERS, SCORINGS
@@ -390,7 +391,7 @@ def files_for_others(arguments: Sequence[str], node: str) -> list[str]:
             continue
         try:
             with open(path, encoding="utf-8") as file:
-                sections = [*_sections(yaml.safe_load(file))]
+                sections = [name for name, _ in _sections(yaml.safe_load(file))]
         except (OSError, ValueError, yaml.YAMLError):  # rcl has said so, or reads more than we do
             continue
         if sections and not any(_names(section, node) for section in sections):
@@ -398,12 +399,41 @@ def files_for_others(arguments: Sequence[str], node: str) -> list[str]:
     return lines
 
 
-def _sections(content: Any, above: str = "") -> Iterator[str]:
-    """Full names, which may have wildcards, of the nodes that a parameter file is about."""
+def cameras_in(path: Path, node: str) -> list[str]:
+    """The `cameras` that a parameter file gives a node; empty where it names none, or cannot be read (the node says why).
+
+    Args:
+        node: its full name.
+    """
+    import yaml
+
+    found: tuple[str, ...] = ()
+    try:
+        for section, inside in _sections(yaml.safe_load(path.read_text(encoding="utf-8"))):
+            if _names(section, node) and "cameras" in inside:
+                found = _camera_names(inside["cameras"])
+    except (OSError, ValueError, yaml.YAMLError, TypeError, ParameterError):
+        return []
+    return list(found)
+
+
+def section(name: str, values: Mapping[str, Any]) -> str:
+    """YAML that gives a node, or /** any node, these values. Strings are quoted: rcl reads more words as numbers than others do."""
+    import yaml
+
+    class Quoting(yaml.SafeDumper):
+        pass
+
+    Quoting.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+    return yaml.dump({name: {"ros__parameters": dict(values)}}, Dumper=Quoting, allow_unicode=True)
+
+
+def _sections(content: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Full names, which may have wildcards, of the nodes that a parameter file is about, and what it gives them."""
     for name, inside in content.items() if isinstance(content, Mapping) else ():
         full = "/".join((above, str(name).strip("/")))
         if isinstance(inside, Mapping) and "ros__parameters" in inside:
-            yield full
+            yield full, inside["ros__parameters"]
         else:
             yield from _sections(inside, full)
 

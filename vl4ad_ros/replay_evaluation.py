@@ -15,13 +15,14 @@ import contextlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vl4ad_model.cli import TERMINATED, hear_sigterm
 from vl4ad_model.engines import ENGINES
 from vl4ad_model.errors import EvaluationError, Vl4adError
 from vl4ad_model.evaluation import bags, commands, runner
@@ -33,8 +34,6 @@ from vl4ad_model.evaluation.sources import Entry, Frame, FrameFailure
 from vl4ad_ros.parameters import prompts_from
 
 SCORE, LABELS = "anomaly_score", "segmentation"
-SETTLE_SECONDS = 5.0
-"""How long answers may still come after the last image of a replay at a rate."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,15 @@ class Replay:
         }
 
 
-def play(client: Any, source: bags.BagSource, folder: Path, *, rate: float | None, timeout: float) -> Replay:
+def play(
+    client: Any,
+    source: bags.BagSource,
+    folder: Path,
+    *,
+    rate: float | None,
+    timeout: float,
+    check: Callable[[], None] = lambda: None,
+) -> Replay:
     """Play the labelled images of a bag.
 
     Args:
@@ -117,7 +124,8 @@ def play(client: Any, source: bags.BagSource, folder: Path, *, rate: float | Non
         source: the bag.
         folder: for the answers, 5 bytes per pixel each.
         rate: of the recording's own speed; None = lossless.
-        timeout: seconds to wait for an answer (lossless).
+        timeout: seconds to wait for an answer; at a rate, for those that come after the last image was sent.
+        check: called again and again; raises where no answer can come any more.
 
     Raises:
         EvaluationError: lossless, and an image was not answered in time.
@@ -129,6 +137,7 @@ def play(client: Any, source: bags.BagSource, folder: Path, *, rate: float | Non
         raise EvaluationError(f"{source.path}: no image has a label")
     replay = Replay()
     sent_at: dict[tuple[int, int], float] = {}
+    answered: set[tuple[int, int]] = set()
 
     def collect() -> int:
         """Move what came from the client to the replay; how many answers there are."""
@@ -138,6 +147,7 @@ def play(client: Any, source: bags.BagSource, folder: Path, *, rate: float | Non
             replay.latencies.append(score.when - sent_at[stamp])
             path = folder / f"{stamp[0]}.{stamp[1]:09}.npz"
             np.savez(path, scores=pixels(score.message), labels=pixels(label.message))
+            answered.add(stamp)
             replay.answers[stamp[0] * 10**9 + stamp[1]] = path
         return len(replay.latencies)
 
@@ -151,12 +161,16 @@ def play(client: Any, source: bags.BagSource, folder: Path, *, rate: float | Non
         if rate is not None:
             time.sleep(max(0.0, began + (stamp - first) * 1e-9 / rate - time.monotonic()))
         key = (stamp // 10**9, stamp % 10**9)
+        check()
         sent_at[key] = time.time()
         client.send_message(message)
         replay.sent += 1
         if rate is None:
-            client.wait_for(lambda seen, key=key: key in seen.outputs[SCORE] and key in seen.outputs[LABELS], timeout)
-            if collect() < replay.sent:
+            late = time.monotonic() + timeout
+            while collect() < replay.sent and time.monotonic() < late:
+                client.wait_for(lambda seen, key=key: key in seen.outputs[SCORE] and key in seen.outputs[LABELS], 1.0)
+                check()
+            if len(replay.latencies) < replay.sent:
                 raise EvaluationError(
                     f"{entry.name}: no answer within {timeout:g} s: is the detector active, and the image readable?"
                 )
@@ -164,14 +178,16 @@ def play(client: Any, source: bags.BagSource, folder: Path, *, rate: float | Non
             collect()
         replay.seconds = time.monotonic() - began
     if rate is not None:
-        # The detector works on the newest image only: when nothing comes for a while, nothing will.
-        quiet = time.monotonic()
-        known = collect()
-        while known < replay.sent and time.monotonic() - quiet < SETTLE_SECONDS:
-            time.sleep(0.02)
+        # The detector works on the newest image only, and answers in order: after the last one nothing comes.
+        quiet, known = time.monotonic(), -1
+        while True:
             if collect() > known:
                 known, quiet = len(replay.latencies), time.monotonic()
                 replay.seconds = quiet - began
+            if not sent_at or max(sent_at) in answered or time.monotonic() - quiet > timeout:
+                break
+            check()
+            time.sleep(0.02)
     return replay
 
 
@@ -268,6 +284,7 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
     compressed = is_compressed(source)
     domain = shared_domain() if options.attach else own_domain()
     with contextlib.ExitStack() as stack:
+        detector: DetectorProcess | None = None
         if not options.attach:
             settings: dict[str, Any] = {"model": options.model, "engine": options.engine}
             if options.hazard:
@@ -304,7 +321,9 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
         source = replace(source, class_count=len(settings_.class_names), hazard_names=settings_.judges_names)
         print(f"playing {options.bag}", file=sys.stderr)
         folder = Path(scratch.enter_context(tempfile.TemporaryDirectory(prefix="vl4ad-replay-")))
-        replay = play(client, source, folder, rate=options.rate, timeout=options.timeout)
+        check = client.check_connected if detector is None else detector.check
+        replay = play(client, source, folder, rate=options.rate, timeout=options.timeout, check=check)
+        check()
     if not replay.answers:
         why = next(iter(replay.unreadable.values()), "the detector answered no image: is it active?")
         raise EvaluationError(why)
@@ -336,6 +355,7 @@ def _model_settings(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `replay_evaluation` executable."""
+    hear_sigterm()
     words = list(sys.argv[1:] if arguments is None else arguments)
     if "--ros-args" in words:  # launch files add them
         words = words[: words.index("--ros-args")]
@@ -348,6 +368,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         where = f"{error.filename}: " if error.filename else ""
         print(f"replay_evaluation: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
+    except SystemExit as stop:
+        if stop.code == TERMINATED:
+            print("replay_evaluation: terminated, no result was written", file=sys.stderr)
+        raise
     except KeyboardInterrupt:
         print("replay_evaluation: interrupted, no result was written", file=sys.stderr)
         sys.exit(130)

@@ -14,17 +14,6 @@ PREFIX = "/vl4ad_detector/"
 """What the topics of the committed layouts begin with."""
 
 
-def cameras_in(params_file: Path) -> list[str]:
-    """The `cameras` that a parameter file gives the detector; empty where it names none, or cannot be read (the node says why)."""
-    try:
-        content = yaml.safe_load(params_file.read_text(encoding="utf-8"))
-        entries = [node["ros__parameters"] for node in content.values() if "ros__parameters" in node]
-        cameras = [entry["cameras"] for entry in entries if "cameras" in entry]
-    except (OSError, ValueError, yaml.YAMLError, AttributeError, TypeError):
-        return []
-    return [name for name in cameras[-1] if name] if cameras and isinstance(cameras[-1], list) else []
-
-
 def layout_for(committed: Path, folder: Path, *, namespace: str = "", cameras: Sequence[str] = ()) -> Path:
     """A layout whose topics are those that the detector publishes.
 

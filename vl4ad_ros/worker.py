@@ -12,6 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+_LONGEST_WAIT = 3600.0
+"""Seconds that threads wait at once: Python has a limit."""
+
 
 @dataclass
 class FrameCounts:
@@ -142,12 +145,12 @@ class NewestFrameWorker:
                     waits = {each: self._wait_of(each, now) for each in self._frames}
                     ready = [each for each, wait in waits.items() if wait <= 0]
                     if not ready:
-                        self._condition.wait(min(waits.values()) if waits else None)
+                        self._condition.wait(min(*waits.values(), _LONGEST_WAIT) if waits else None)
                         continue
                     source = min(ready, key=lambda each: self._served.get(each, 0.0))
                     # The limit counts from slot to slot, not from frame to frame, or a 10 Hz limit on 30 Hz images gives 7.5 Hz.
-                    due = self._served.get(source, 0.0) + self._min_interval
-                    self._served[source] = due if self._min_interval and now - due < self._min_interval else now
+                    due = self._served.get(source, now) + self._min_interval
+                    self._served[source] = due if self._min_interval and 0 <= now - due < self._min_interval else now
                 self._poked = self._poked and source is not None
                 self._turns.append(threading.get_ident())
                 return source, self._admit(None if source is None else self._frames.pop(source))

@@ -13,11 +13,15 @@ from PIL import Image as PillowImage
 pytest.importorskip("rclpy", reason="rclpy is not installed")
 
 from builtin_interfaces.msg import Time
+from rcl_interfaces.msg import Parameter as ParameterMessage
+from rcl_interfaces.msg import ParameterValue
+from rcl_interfaces.srv import SetParameters
 from ros_fixtures import SMALL, detector_here, new_domain, picture, running_detector
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from vl4ad_model.errors import Vl4adError
 from vl4ad_model.vocabulary import Vocabulary
 from vl4ad_ros import images
 from vl4ad_ros.detector_client import DetectorClient, pixels, stamp_of
@@ -305,6 +309,15 @@ def test_a_refused_change_does_not_come_through_with_a_later_one(user, tmp_path)
     assert user.collected.labels[-1].content["version"] == before["version"]
     assert user.set_parameters_together({"vocabulary_file": "", "max_rate": 0.0}) == (True, "")
     words_of(user, lambda content: len(content["classes"]) > 3)
+
+
+def test_a_request_that_nobody_can_read_does_not_end_the_node(user, running):
+    request = SetParameters.Request(parameters=[ParameterMessage(name="max_rate", value=ParameterValue(type=42))])
+    with pytest.raises(Vl4adError, match="did not answer"):
+        user.call(SetParameters, "set_parameters", request, timeout=1.0)
+    assert "a request could not be answered: ValueError: 42" in running[0].log
+    assert user.set_parameter("max_rate", 0.0) == (True, "")
+    answered(user, picture())
 
 
 def test_a_bag_that_begins_again_has_the_words_of_the_latest_announcement():

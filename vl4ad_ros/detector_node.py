@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -696,7 +697,7 @@ def run(arguments: list[str] | None = None) -> int:
         if node.settings.autostart and not _start(node) and rclpy.ok():
             status = USER_ERROR
         else:
-            executor.spin()
+            _spin(executor, node)
     except ExternalShutdownException:
         pass
     except Exception:
@@ -711,6 +712,21 @@ def run(arguments: list[str] | None = None) -> int:
                 node.destroy_node()
         rclpy.try_shutdown()
     return status
+
+
+def _spin(executor: Any, node: DetectorNode) -> None:
+    """What a callback of rclpy's own raises, such as for a parameter of a type that does not exist, does not end the node."""
+    failed: deque[float] = deque(maxlen=20)
+    while True:
+        try:
+            return executor.spin()
+        except ExternalShutdownException:
+            raise
+        except Exception as error:
+            failed.append(time.monotonic())
+            if not rclpy.ok() or (len(failed) == failed.maxlen and failed[-1] - failed[0] < 2.0):
+                raise
+            node.get_logger().error(f"a request could not be answered: {type(error).__name__}: {error}")
 
 
 USAGE = """usage: detector [--ros-args -p NAME:=VALUE ... -r image:=/your/topic ... --params-file FILE]

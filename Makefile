@@ -56,7 +56,7 @@ demo: setup
 
 IMAGE ?= /camera/image
 run: setup
-	$(BIN)/python -m vl4ad_ros.detector_node --ros-args -r image:=$(IMAGE) $(RUN_ARGS)
+	exec $(BIN)/python -m vl4ad_ros.detector_node --ros-args -r image:=$(IMAGE) $(RUN_ARGS)
 
 # First the tests that may share the machine, two at a time, then the others (test/conftest.py). 5 = PYTEST_ARGS selected none there.
 test: setup-test

@@ -24,6 +24,11 @@ ARGUMENTS = {
     "model": ("tiny", "Model name or folder."),
     "engine": ("auto", "auto, torch, onnx, openvino or tensorrt."),
     "hazards": ("", "Hazards in words, separated by ';': \"tyre|tire;cardboard box\"."),
+    "image_topic": ("", "Image topic of the bag; empty = the only one that can be meant."),
+    "label_topic": ("", "Label topic of the bag; empty = the only one whose name says so."),
+    "label_values": ("", "anomaly or classes, what the labels' values mean; empty = as they look."),
+    "tolerance": ("", "Seconds the stamps of an image and its label may differ."),
+    "threshold": ("", "Score threshold for the components; empty = the one with the best F1."),
     "track": ("anomaly", "anomaly or obstacle."),
     "json": ("", "Write all numbers there."),
     "report": ("", "Folder for the report page."),
@@ -42,9 +47,9 @@ def _actions(context: LaunchContext) -> list:
     for name in ("bag", "json", "report"):
         values[name] = os.path.expanduser(values[name])  # no shell does that after bag:=
     arguments = [values["bag"]]
-    for name in ("rate", "model", "engine", "track", "json", "report"):
-        if values[name]:
-            arguments += [f"--{name}", values[name]]
+    for name in ARGUMENTS:
+        if values[name] and name not in ("bag", "hazards"):
+            arguments += [f"--{name.replace('_', '-')}", values[name]]
     for hazard in filter(None, (part.strip() for part in values["hazards"].split(";"))):
         arguments += ["--hazard", hazard]
     # The evaluation starts the detector itself: so it knows the image transport the bag needs.

@@ -101,7 +101,7 @@ class Topic:
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.came = 0
-        self.input = inputs.CameraInput(self.node, "", settings_from(settings), self.count)
+        self.input = inputs.CameraInput(self.node, "", settings_from(settings), self.count, lambda count: None)
 
     def count(self, *_):
         self.came += 1

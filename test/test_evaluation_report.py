@@ -58,8 +58,19 @@ def test_runs_are_compared_side_by_side_with_their_frames(runs, tmp_path, capfd)
     page = (tmp_path / "both" / "report.html").read_text()
     assert "2 runs side by side" in page and "no &lt;hazards&gt;" in page and "run by run" in page
     first, second = (json.loads((run / "results.json").read_text()) for run in runs)
-    assert f"{second['AuPRC'] - first['AuPRC']:+.4f}" in page and 'class="best"' in page
+    assert f"{second['AuPRC'] - first['AuPRC']:+.4f}" in page
+    assert 'class="best"' not in page, "where the digits shown are the same, none is better"
     assert page.count("data:image/jpeg;base64,") >= 4
+
+
+def test_the_better_of_two_runs_is_marked(runs, tmp_path, capfd):
+    scores, labels = write_folders(tmp_path / "c", [(1 - score, label) for score, label in small_frames(7)])
+    worse = tmp_path / "worse.json"
+    assert vl4ad(capfd, "evaluate", "scores", "--scores", scores, "--labels", labels, "--json", worse).code == 0
+    assert vl4ad(capfd, "evaluate", "compare", runs[0], worse, "--report", tmp_path / "both").code == 0
+    page = (tmp_path / "both" / "report.html").read_text()
+    better = json.loads((runs[0] / "results.json").read_text())["AuPRC"]
+    assert f'<td class="best">{better:.4f}</td>' in page and page.count('class="best"') > 1
 
 
 def with_names(run, prompts, types):

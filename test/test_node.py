@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from io import BytesIO
 
@@ -320,6 +322,21 @@ def test_a_request_that_nobody_can_read_does_not_end_the_node(user, running):
     answered(user, picture())
 
 
+def test_where_no_hazard_has_a_name_segmentation_may_say_void(user):
+    def maps():
+        message = answered(user, picture(seed=3))
+        return pixels(message), pixels(user.output("anomaly_mask", stamp_of(message.header)))
+
+    assert user.set_parameters_together({"hazard_prompts": ["tyre"], "anomaly_threshold": 0.2}) == (True, "")
+    words_of(user, lambda content: hazards_of(content) == ["tyre"])
+    labels, mask = maps()
+    assert labels.max() < 255 and 0 < np.count_nonzero(mask) < mask.size
+    assert user.set_parameter("void_anomalies", True) == (True, "")
+    marked, _ = maps()
+    assert (marked == np.where((mask == 255) & (labels < 19), 255, labels)).all()
+    assert user.set_parameters_together({"void_anomalies": False, "hazard_prompts": [], "anomaly_threshold": 0.5}) == (True, "")
+
+
 def test_a_bag_that_begins_again_has_the_words_of_the_latest_announcement():
     """`after` of the words tells frames apart by their stamps, and in a second round those are earlier."""
 
@@ -538,6 +555,37 @@ def test_a_best_effort_camera_is_heard_and_its_large_images_arrive():
         large = np.tile(picture(), (6, 8, 1))
         message = answered(user, large)
         assert (message.height, message.width) == (720, 1280)
+
+
+def test_images_that_are_lost_on_the_way_are_counted_and_said(monkeypatch):
+    """Large ones from a best-effort camera, where neither it nor the detector has the profile for them."""
+    program = (
+        "import sys, time\n"
+        "from ros_fixtures import picture\n"
+        "from vl4ad_ros.detector_client import DetectorClient\n"
+        "with DetectorClient(domain=int(sys.argv[1]), topics=(), reliable=False) as camera:\n"
+        "    image = picture(720, 1280)\n"
+        "    for _ in range(600):\n"
+        "        camera.send(image)\n"
+        "        time.sleep(0.1)\n"
+    )
+    for name in [name for name in os.environ if name.startswith(("FASTDDS", "FASTRTPS"))]:
+        monkeypatch.delenv(name)
+    environment = {"VL4AD_LARGE_IMAGES": "0"}
+    plain = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(sys.path)}  # the client here sets the profile for itself
+    with running_detector(client={"topics": ("segmentation",)}, environment=environment, connect=False) as (detector, user):
+        command = [sys.executable, "-c", program, str(user.domain)]
+        camera = subprocess.Popen(command, env=plain, stderr=subprocess.DEVNULL)
+        try:
+            status = "vl4ad_detector: camera"
+            said = " images on /image were lost on the way in 10 s: large images need the transport profile"
+            assert user.wait_for(lambda c: said in c.messages.get(status, (0, ""))[1], 40), detector.log
+            assert user.collected.messages[status][0] == 1
+            assert int(user.collected.diagnostics[status]["lost on the way"]) >= 3
+            assert said in detector.log
+        finally:
+            camera.kill()
+            camera.wait()
 
 
 def test_without_a_subscriber_nothing_is_computed():

@@ -1,6 +1,12 @@
 """What the detector says besides maps: the hazards in view with their boxes, and the overlay as a JPEG."""
 
 import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from io import BytesIO
 from pathlib import Path
 
@@ -36,6 +42,41 @@ def user(running):
     detector, user = running
     yield user
     assert detector.process.poll() is None, detector.log
+
+
+def test_no_two_things_of_a_process_have_the_same_id():
+    """Not even after the node was configured anew: whoever remembers ids would take one for the other."""
+    settings = {"hazard_prompts": PROMPTS, "network_size": [192, 320]}
+    street = image_files.read_rgb(STREET)
+
+    def ids(user):
+        message = answer(user, street)[outputs.HAZARDS]
+        return {thing["id"] for thing in message["hazards"]}
+
+    with running_detector(settings, client={"topics": (outputs.HAZARDS,)}) as (_, user):
+        before = ids(user)
+        for transition in ("deactivate", "cleanup", "configure", "activate"):
+            assert user.change_state(transition)
+        after = ids(user)
+        assert before and after and not before & after
+
+
+def test_the_example_of_a_consumer_says_what_comes_into_view(running, user, tmp_path):
+    detector, _ = running
+    example = Path(__file__).parents[1] / "examples/hazard_watch.py"
+    environment = {**os.environ, "ROS_DOMAIN_ID": str(user.domain), "PYTHONUNBUFFERED": "1"}
+    with (tmp_path / "said").open("w") as stream:
+        watching = subprocess.Popen([sys.executable, example], env=environment, stdout=stream, stderr=subprocess.STDOUT)
+    try:
+        street, deadline = image_files.read_rgb(STREET), time.monotonic() + 40
+        while "above" not in (tmp_path / "said").read_text() and time.monotonic() < deadline:
+            answer(user, street)
+    finally:
+        watching.send_signal(signal.SIGINT)
+        assert watching.wait(20) == 0
+    said = (tmp_path / "said").read_text()
+    assert re.search(r"(tyre|cardboard box|unknown) \(0\.\d\d\), \d+ x \d+ pixels, above \w+", said), said + detector.log
+    assert "Traceback" not in said
 
 
 def answer(user, rgb, second=None):

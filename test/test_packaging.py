@@ -337,11 +337,12 @@ def test_a_replay_s_files_may_be_at_home(monkeypatch, tmp_path):
 
     monkeypatch.setenv("HOME", str(tmp_path))
     context = LaunchContext()
-    given = {"bag": "~/drive", "json": "~/live.json", "report": "~/live"}
+    given = {"bag": "~/drive", "json": "~/live.json", "report": "~/live", "label_topic": "/cam/gt"}
     context.launch_configurations.update({name: default for name, (default, _) in module.ARGUMENTS.items()} | given)
     evaluation, _ = module._actions(context)
     words = [part[0].text for part in evaluation.cmd if part and hasattr(part[0], "text")]
     assert all(str(tmp_path / name) in words for name in ("drive", "live.json", "live"))
+    assert words[words.index("--label-topic") + 1] == "/cam/gt"
 
 
 # --- the real ros2 commands -------------------------------------------------------------------------------------------------

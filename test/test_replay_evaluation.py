@@ -126,9 +126,13 @@ def test_at_a_rate_a_slow_detector_is_waited_for(tmp_path, capfd, monkeypatch):
         messages += [("/camera/image", stamp, plain_picture()), ("/camera/labels", stamp, labels)]
     drive = write_bag(tmp_path / "drive", messages)
     from vl4ad_ros import replay_evaluation
+    from vl4ad_ros.detector_client import DetectorClient
 
     with running_detector({"max_rate": 0.13}, connect=False) as (detector, user):
         monkeypatch.setenv("ROS_DOMAIN_ID", str(user.domain))
+        with DetectorClient(domain=user.domain, topics=(), node_name="vl4ad_detector"), pytest.raises(SystemExit) as ended:
+            replay_evaluation.main([str(drive), "--attach"])
+        assert ended.value.code == 2 and "2 nodes are called /vl4ad_detector: end all but one" in capfd.readouterr().err
         with pytest.raises(SystemExit) as ended:
             replay_evaluation.main([str(drive), "--attach", "--rate", "1", "--json", str(tmp_path / "live.json")])
         assert ended.value.code == 0, capfd.readouterr().err + detector.log

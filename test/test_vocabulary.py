@@ -38,6 +38,7 @@ def test_hazards_can_be_added_to_those_of_a_file():
     file = Vocabulary.cityscapes().with_hazards(["sofa"])
     assert [hazard.name for hazard in file.adding_hazards(["tyre|tire"]).hazards] == ["sofa", "tyre"]
     assert file.adding_hazards([]) == file
+    assert file.adding_hazards([file.hazards[0].prompt]) == file, "what the file names already may be named again"
 
 
 def test_it_cannot_be_changed():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -59,9 +61,9 @@ class Tracker:
     counted by pixels over the last images, so that a name of one image does not come and go.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, numbers: Iterator[int] | None = None) -> None:
         self._things: list[_Thing] = []
-        self._last_number = 0
+        self._numbers = itertools.count(1) if numbers is None else numbers
         self._time_s = 0.0
         self._version = 0
 
@@ -85,8 +87,7 @@ class Tracker:
         thing_of = self._pairs(found, time_s)
         for index, area in enumerate(found):
             if index not in thing_of:
-                self._last_number += 1
-                thing_of[index] = _Thing(self._last_number, np.array(area.box, np.float64), time_s)
+                thing_of[index] = _Thing(next(self._numbers), np.array(area.box, np.float64), time_s)
                 self._things.append(thing_of[index])
         tracked = [thing_of[index].take(area, time_s) for index, area in enumerate(found)]
         # By a clock that stands still nothing would ever be gone for long.

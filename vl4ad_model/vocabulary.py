@@ -160,8 +160,10 @@ class Vocabulary:
         return dataclasses.replace(self, hazards=tuple(hazards))
 
     def adding_hazards(self, prompts: Sequence[str]) -> Vocabulary:
-        """The same classes and hazards, and these hazards besides; as `with_hazards`."""
-        return self.with_hazards([*(hazard.prompt for hazard in self.hazards), *prompts]) if prompts else self
+        """The same classes and hazards, and these hazards besides, unless they are among them already; as `with_hazards`."""
+        mine = [hazard.prompt for hazard in self.hazards]
+        new = [prompt for prompt in prompts if prompt not in mine]
+        return self.with_hazards([*mine, *new]) if new else self
 
     # --- reading it -----------------------------------------------------------------------------------------------------
 

@@ -237,7 +237,7 @@ Latency is from the header's stamp to the arrival of the anomaly score in anothe
 <h2>Score over the drive</h2>{_timeline(recording, before, after)}
 <h2>Each kind of hazard</h2>
 <table><tr><th>hazard</th><th>AP before</th><th>AP after</th><th>pixels named right</th><th>named as another</th></tr>{hazards}
-</table><h2>Frames</h2><p>Chosen by the labels alone: for each kind of hazard the frame in which it is largest.</p>
+</table><h2>Frames</h2><p>Chosen by the labels alone: for each hazard that is passed the frame in which it is largest.</p>
 {_legend(summary.prompts)}<div class="frames">{frames}</div>{_recorded(summary)}</body></html>"""
 
 

@@ -224,6 +224,16 @@ class DetectorClient:
             f"nothing publishes {missing} within {timeout:.0f} s: is the detector called {self._detector}, and has it one camera?"
         )
 
+    def check_alone(self) -> None:
+        """Make sure that only one node answers to the detector's name.
+
+        Raises:
+            Vl4adError: there are several.
+        """
+        names = ["/".join((space.rstrip("/"), name)) for name, space in self.node.get_node_names_and_namespaces()]
+        if (count := names.count(self._detector)) > 1:
+            raise Vl4adError(f"{count} nodes are called {self._detector}: end all but one")
+
     def check_connected(self) -> None:
         """Make sure that somebody still reads our images.
 

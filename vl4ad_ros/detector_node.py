@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import re
 import signal
@@ -89,6 +90,7 @@ class DetectorNode(LifecycleNode):
         if advice := transport.socket_advice(get_rmw_implementation_identifier(), transport.socket_limit()):
             self.get_logger().warning(advice)
         self.cameras = self.settings.cameras or ("",)
+        self._numbers = {camera: itertools.count(1) for camera in self.cameras}  # no two things of this process have the same
         self.load_problem = ""
         self.add_pre_set_parameters_callback(parameters.normalized)
         self.add_on_set_parameters_callback(self._check_parameters)
@@ -184,7 +186,7 @@ class DetectorNode(LifecycleNode):
         self._threshold = _Threshold(settings.anomaly_threshold)
         self._last_stamp = dict.fromkeys(self.cameras)
         self._labels = LabelOutputs(self)
-        self._outputs = {camera: CameraOutputs(self, camera) for camera in self.cameras}
+        self._outputs = {camera: CameraOutputs(self, camera, self._numbers[camera]) for camera in self.cameras}
         self._words = LatestJob(on_error=self._words_failed)
         self._worker = NewestFrameWorker(
             self._process,
@@ -281,7 +283,9 @@ class DetectorNode(LifecycleNode):
         self._active = True
         if self._segmenter is not None:
             self._announce(self._segmenter.words)
-        self._inputs = [CameraInput(self, camera, self.settings, self._receive) for camera in self.cameras]
+        self._inputs = [
+            CameraInput(self, camera, self.settings, self._receive, self._statistics[camera].lost_some) for camera in self.cameras
+        ]
         self.get_logger().info(f"{self.get_name()} is active, listening to {', '.join(entry.topic for entry in self._inputs)}")
 
     def _deactivate(self) -> None:
@@ -374,7 +378,8 @@ class DetectorNode(LifecycleNode):
             self._reject(camera, str(error))
             return
         segmented = time.perf_counter()
-        limits = Limits(self._threshold.for_version(result.vocabulary_version), settings.min_hazard_area)
+        threshold = self._threshold.for_version(result.vocabulary_version)
+        limits = Limits(threshold, settings.min_hazard_area, settings.void_anomalies)
         answer = outputs.encode(wanted, rgb, result, message.header, limits)
         encoded = time.perf_counter()
         stamp = message.header.stamp

@@ -37,7 +37,7 @@ class CameraStatistics:
         self._troubles: deque[tuple[float, str]] = deque()
         self._heard = False
         self._unwatched_at = -math.inf
-        self.published = self.unwatched = self.failed = self.rejections = 0
+        self.published = self.unwatched = self.failed = self.rejections = self.lost = 0
         self.last_rejection = ""
         self.image = ""
 
@@ -46,6 +46,11 @@ class CameraStatistics:
             self._heard = True
             self._arrivals.append(time.monotonic())
             self._forget()
+
+    def lost_some(self, count: int) -> None:
+        """Images that were sent and did not arrive."""
+        with self._lock:
+            self.lost += count
 
     def published_one(self, age: float | None, stages: Mapping[str, float], image: str) -> None:
         """A frame was published.
@@ -108,6 +113,7 @@ class CameraStatistics:
                 unwatched=self.unwatched,
                 failed=self.failed,
                 rejected=self.rejections,
+                lost=self.lost,
                 last_rejection=self.last_rejection,
                 image=self.image,
                 troubled=len(self._troubles),
@@ -143,6 +149,7 @@ class CameraSnapshot:
     unwatched: int = 0
     failed: int = 0
     rejected: int = 0
+    lost: int = 0
     last_rejection: str = ""
     image: str = ""
     troubled: int = 0
@@ -208,6 +215,7 @@ def camera_status(name: str, snapshot: CameraSnapshot, counts: Mapping[str, int]
         "dropped (replaced by a newer image)": counts["dropped"],
         "skipped by max_rate": counts["limited"],
         "skipped without subscriber": snapshot.unwatched,
+        "lost on the way": snapshot.lost,
         "rejected": snapshot.rejected,
         "failed": snapshot.failed,
         "latency p50 (ms)": f"{snapshot.age_p50 * 1e3:.1f}",

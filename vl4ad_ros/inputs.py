@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from rclpy.event_handler import SubscriptionEventCallbacks, UnsupportedEventTypeError
 from rclpy.lifecycle import LifecycleNode
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.utilities import get_rmw_implementation_identifier
 from sensor_msgs.msg import CompressedImage, Image
 
 from vl4ad_ros import transport
-from vl4ad_ros.diagnostics import QUIET_SECONDS
+from vl4ad_ros.diagnostics import QUIET_SECONDS, WINDOW_SECONDS
 from vl4ad_ros.parameters import Settings
 
 _FIRST_SECONDS = 5.0
 """How long a camera's first image may take before anything is said; the interval while only one has come."""
 _MISSED = 3
 """So many times the interval between the last two images without another is silence."""
+_LOST, _LOST_SHARE = 3, 0.1
+"""So many images, and of those that were sent this share, that are lost are said."""
 _TYPES = {"sensor_msgs/msg/Image": "raw", "sensor_msgs/msg/CompressedImage": "compressed"}
 
 
@@ -29,10 +34,18 @@ class CameraInput:
 
     Args:
         receive: called with (camera, message) in the executor's thread.
+        lost: called there with the number of images that were sent and did not arrive, where the middleware knows.
     """
 
-    def __init__(self, node: LifecycleNode, camera: str, settings: Settings, receive: Callable[[str, Any], None]) -> None:
-        self.camera = camera
+    def __init__(
+        self,
+        node: LifecycleNode,
+        camera: str,
+        settings: Settings,
+        receive: Callable[[str, Any], None],
+        lost: Callable[[int], None],
+    ) -> None:
+        self.camera, self._lost = camera, lost
         self._node, self._transport, self._receive = node, settings.image_transport, receive
         self._automatic = settings.qos_reliability == "auto"
         self._message_type = CompressedImage if self._transport == "compressed" else Image
@@ -48,17 +61,45 @@ class CameraInput:
         self._best_effort = best_effort
         self._last: float | None = None  # when the last image came on this subscription, and how long after the one before
         self._interval = _FIRST_SECONDS
+        self._losses: deque[tuple[float, int]] = deque()
+        self._arrivals: deque[float] = deque()
         self._alone = self._silent = 0  # seconds without a publisher, and with one but without any image yet
         reliability = ReliabilityPolicy.BEST_EFFORT if best_effort else ReliabilityPolicy.RELIABLE
-        self._subscription = self._node.create_subscription(
-            self._message_type, self._name, self._on_message, QoSProfile(depth=1, reliability=reliability)
+        subscribe = partial(
+            self._node.create_subscription,
+            self._message_type,
+            self._name,
+            self._on_message,
+            QoSProfile(depth=1, reliability=reliability),
         )
+        try:
+            self._subscription = subscribe(event_callbacks=SubscriptionEventCallbacks(message_lost=self._on_lost))
+        except UnsupportedEventTypeError:
+            self._subscription = subscribe()
+
+    def _on_lost(self, event: Any) -> None:
+        self._losses.append((time.monotonic(), event.total_count_change))
+        self._lost(event.total_count_change)
+
+    def _loss(self) -> str:
+        """That many images do not arrive, of those that were sent; or nothing."""
+        before = time.monotonic() - WINDOW_SECONDS
+        while self._losses and self._losses[0][0] < before:
+            self._losses.popleft()
+        while self._arrivals and self._arrivals[0] < before:
+            self._arrivals.popleft()
+        lost = sum(count for _, count in self._losses)
+        sent = lost + len(self._arrivals)
+        if lost < max(_LOST, _LOST_SHARE * sent):
+            return ""
+        return f"{lost} of {sent} images on {self.topic} were lost on the way in {WINDOW_SECONDS:.0f} s: {_large_image_advice()}"
 
     def _on_message(self, message: Any) -> None:
         now = time.monotonic()
         if self._last is not None:
             self._interval = now - self._last
         self._last = now
+        self._arrivals.append(now)
         self._receive(self.camera, message)
 
     def _publishers(self) -> list[Any]:
@@ -80,7 +121,7 @@ class CameraInput:
         silence = 0.0 if self._last is None else time.monotonic() - self._last
         if self._last is not None and silence < 1:
             self._alone = 0
-            return ""
+            return self._loss()
         # A slow camera is no silent one: what is long depends on how long it took before.
         overdue = silence > max(QUIET_SECONDS, _MISSED * self._interval)
         missing = f"no image came on {self.topic} for {silence:.0f} s" if overdue else ""
@@ -105,10 +146,11 @@ class CameraInput:
             return f"{self.topic} carries {found}, not {_name_of(self._message_type)}{hint}"
         if not self._best_effort and self._offers_best_effort():
             return f"{self.topic} is published best effort only: start the detector with -p qos_reliability:=auto"
+        if loss := self._loss():
+            return loss
         if self._last is None and self._silent > _FIRST_SECONDS:
             silent = f"{self.topic} has a publisher but no image arrives"
-            advice = transport.socket_advice(get_rmw_implementation_identifier(), transport.socket_limit())
-            return f"{silent}: is it sending? If so: {advice or 'large images need the transport profile, see docs/ros.md'}"
+            return f"{silent}: is it sending? If so: {_large_image_advice()}"
         return missing
 
     def _other_transport(self) -> str:
@@ -123,6 +165,11 @@ class CameraInput:
 
     def destroy(self) -> None:
         self._node.destroy_subscription(self._subscription)
+
+
+def _large_image_advice() -> str:
+    advice = transport.socket_advice(get_rmw_implementation_identifier(), transport.socket_limit())
+    return advice or "large images need the transport profile, see docs/ros.md"
 
 
 def _name_of(message_type: type) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from std_msgs.msg import Header, String
 
 from vl4ad_model import detections
 from vl4ad_model.tracking import Tracker
+from vl4ad_model.vocabulary import VOID_ID
 from vl4ad_ros import images
 
 if TYPE_CHECKING:
@@ -53,10 +54,12 @@ class Limits(NamedTuple):
     Attributes:
         threshold: of the score.
         min_area: of an area, as a share of the image.
+        void_anomalies: whether a known class is void where the score is above the threshold.
     """
 
     threshold: float
     min_area: float
+    void_anomalies: bool
 
 
 class Answer(NamedTuple):
@@ -82,14 +85,15 @@ class CameraOutputs:
 
     Args:
         camera: its name; empty where there is only one.
+        numbers: for the things that come into view.
     """
 
-    def __init__(self, node: LifecycleNode, camera: str) -> None:
+    def __init__(self, node: LifecycleNode, camera: str, numbers: Iterator[int]) -> None:
         self._node = node
         self._vision = vision_messages("Detection2DArray")
         types = TYPES if self._vision is None else {**TYPES, DETECTIONS: self._vision.Detection2DArray}
         prefix = f"~/{camera}/" if camera else "~/"
-        self._tracker = Tracker()
+        self._tracker = Tracker(numbers)
         self._publishers = {name: node.create_lifecycle_publisher(kind, prefix + name, MAPS_QOS) for name, kind in types.items()}
 
     def wanted(self) -> frozenset[str]:
@@ -105,7 +109,7 @@ class CameraOutputs:
         maps: dict[str, Any] = {}
         for name in ("segmentation", "anomaly_score", "anomaly_mask"):
             if name in wanted:
-                maps[name] = images.from_array(_pixels(name, result, limits.threshold), MAPS[name], header)
+                maps[name] = images.from_array(_pixels(name, result, limits), MAPS[name], header)
         if {"overlay", JPEG} & wanted:
             from vl4ad_model import visualization
 
@@ -177,13 +181,16 @@ def _detection_array(types: Any, things: list[Detection], header: Header) -> Any
     return array
 
 
-def _pixels(name: str, result: Segmentation, threshold: float) -> np.ndarray:
+def _pixels(name: str, result: Segmentation, limits: Limits) -> np.ndarray:
     if name == "segmentation":
-        return result.labels
+        if not limits.void_anomalies:
+            return result.labels
+        unnamed = (result.anomaly > limits.threshold) & (result.labels < result.vocabulary.known_count)
+        return np.where(unnamed, np.uint8(VOID_ID), result.labels)
     if name == "anomaly_score":
         return result.anomaly
     # A comparison is 0 or 1; the product with 255 stays 8 bit.
-    return (result.anomaly > threshold).view(np.uint8) * np.uint8(255)
+    return (result.anomaly > limits.threshold).view(np.uint8) * np.uint8(255)
 
 
 class LabelOutputs:

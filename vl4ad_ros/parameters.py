@@ -96,6 +96,12 @@ SPECS: tuple[ParameterSpec, ...] = (
         "{camera} in it stands for the camera's name; empty = none.",
     ),
     ParameterSpec(
+        "void_anomalies",
+        False,
+        "Write void (255) into segmentation where the score is above anomaly_threshold and no hazard gave its name, instead of the "
+        "known class that fits least badly.",
+    ),
+    ParameterSpec(
         "min_hazard_area",
         MIN_AREA,
         "Smallest area in hazards and detections, as a share of the image.",
@@ -177,6 +183,7 @@ class Settings:
     scoring: str
     anomaly_threshold: float
     ignore_mask: str
+    void_anomalies: bool
     min_hazard_area: float
     min_hazard_images: int
     publish_resolution: str

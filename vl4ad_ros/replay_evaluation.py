@@ -304,8 +304,11 @@ def _run(options: argparse.Namespace, scratch: contextlib.ExitStack) -> int:
                 node_name="replay_evaluation",
             )
         )
+        if options.attach:
+            print(f"waiting for a detector that listens to {options.image}", file=sys.stderr)
         client.wait_until_connected()
         status = client.wait_until_built(say=lambda text: print(text, file=sys.stderr))
+        client.check_alone()  # by now everybody has been heard of
         names = ("model", "engine", "hazard_prompts", "merge_classes", "classifier", "scoring")
         asked = {name: client.get_parameter(name) for name in names}
         model = _model_settings(asked)

@@ -89,8 +89,11 @@ def frame_tail(name: str, scores: np.ndarray, kind: str, alarm_pixels: int, coun
     return FrameTail(name, values.at(values.size - 1 - ranks), np.diff(shares, prepend=0.0))
 
 
-def check_rate(rate: float, frames: int) -> float:
+def check_rate(rate: float, frames: int, which: str = "") -> float:
     """How much false alarm so many frames may show together for this rate.
+
+    Args:
+        which: what to say of these frames.
 
     Raises:
         EvaluationError: the rate is not between 0 and 1, or so low that it needs more frames.
@@ -100,7 +103,7 @@ def check_rate(rate: float, frames: int) -> float:
     budget = rate * (frames + 1) - 1
     if budget < -1e-12:
         raise EvaluationError(
-            f"{frames} frames cannot guarantee a rate of {rate:g}: at least {math.ceil(1 / rate - 1e-9) - 1} are needed, "
+            f"{frames} frames{which} cannot guarantee a rate of {rate:g}: at least {math.ceil(1 / rate - 1e-9) - 1} are needed, "
             f"or a rate of at least {math.ceil(1e4 / (frames + 1)) / 1e4:g}"
         )
     return budget

@@ -127,7 +127,7 @@ def calibrate_threshold(
     if kind not in calibration.KINDS:
         raise EvaluationError(f"--per is {' or '.join(calibration.KINDS)}, not '{kind}'")
     # Too few frames are said before an hour of inference, not after it; frames that fail can still make them too few.
-    enough = partial(calibration.check_rate, rate)
+    enough = partial(calibration.check_rate, rate, which=" (before any is skipped)")
     tails = list(look_at_all(sources, model, map_tasks, progress, alarm=(kind, alarm_pixels), enough=enough))
     return calibration.calibrate(tails, rate, kind)
 

@@ -214,7 +214,8 @@ def _comparison(runs: Sequence[ReportedRun]) -> str:
         if not any(key.split(".")[0] in run.document for run in runs):
             continue
         defined = [value for value in values if value is not None]
-        best = None if better is None or len(defined) < 2 or len(runs) < 2 else (max if better else min)(defined)
+        shown = {_number(value) for value in defined}
+        best = None if better is None or len(shown) < 2 else _number((max if better else min)(defined))
         cells = []
         for index, value in enumerate(values):
             delta = ""
@@ -222,7 +223,7 @@ def _comparison(runs: Sequence[ReportedRun]) -> str:
                 change = value - values[0]
                 tone = "same" if abs(change) < 5e-5 else "good" if (change > 0) == better else "bad"
                 delta = f' <small class="{tone}">{change:+.4f}</small>'
-            mark = ' class="best"' if best is not None and value == best else ""
+            mark = ' class="best"' if best is not None and value is not None and _number(value) == best else ""
             cells.append(f"<td{mark}>{_number(value)}{delta}</td>")
         arrow = {True: "↑", False: "↓", None: ""}[better]
         rows.append(f"<tr><th>{name} <i>{arrow}</i></th>{''.join(cells)}<td class='meaning'>{html.escape(meaning)}</td></tr>")

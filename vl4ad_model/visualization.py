@@ -101,12 +101,6 @@ def _hazards_in(labels: np.ndarray, vocabulary: Vocabulary) -> list[int]:
     return (first + np.flatnonzero(counts)).tolist()
 
 
-def mark_hazards(picture: np.ndarray, labels: np.ndarray, vocabulary: Vocabulary) -> None:
-    """Outline what is a named hazard, in its colour; `picture` (H, W, 3) uint8 RGB is changed."""
-    for index in _hazards_in(labels, vocabulary):
-        _mark(picture, labels == index, vocabulary.hazards[index - vocabulary.known_count].color)
-
-
 def _mark(picture: np.ndarray, inside: np.ndarray, color: tuple[int, int, int]) -> None:
     """A white line around a colour line: seen on anything."""
     import cv2

@@ -96,29 +96,22 @@ def choose_frames(recording: Recording, indices: list[int]) -> list[int]:
 
 
 def _row(recording: Recording, index: int, before: Answer, after: Answer, prompts: list[str]) -> list[np.ndarray]:
-    """Camera, labels before, labels after, anomaly before, anomaly after: (H, W, 3) uint8 each."""
+    """Camera, overlay before, overlay after, anomaly before, anomaly after: (H, W, 3) uint8 each."""
     from vl4ad_model import visualization
     from vl4ad_model.evaluation.bags import decode_image
+    from vl4ad_model.segmenter import Segmentation
     from vl4ad_model.vocabulary import Vocabulary
     from vl4ad_ros.detector_client import deserialize_image
 
     frame = recording.frames[index]
     camera = np.array(decode_image(deserialize_image(frame.raw, frame.message_type)))
     known = Vocabulary.cityscapes()
-    named = known.with_hazards(prompts)
-    tinted = [
-        _blend(camera, visualization.colorize_labels(answer.labels, vocabulary))
-        for answer, vocabulary in ((before, known), (after, named))
+    shown = [
+        visualization.overlay(camera, Segmentation(answer.labels, answer.anomaly, vocabulary, answer.version))
+        for answer, vocabulary in ((before, known), (after, known.with_hazards(prompts)))
     ]
-    visualization.mark_hazards(tinted[1], after.labels, named)
     heat = [visualization.anomaly_heatmap(answer.anomaly) for answer in (before, after)]
-    return [_outline(camera, frame.truth), *tinted, *heat]
-
-
-def _blend(camera: np.ndarray, colors: np.ndarray) -> np.ndarray:
-    import cv2
-
-    return cv2.addWeighted(camera, 0.35, colors, 0.65, 0)
+    return [_outline(camera, frame.truth), *shown, *heat]
 
 
 def _outline(camera: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -129,7 +122,7 @@ def _outline(camera: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return cv2.drawContours(camera.copy(), contours, -1, (255, 255, 255), 1, cv2.LINE_AA)
 
 
-TITLES = ("camera, hazards outlined", "labels before", "labels after naming", "anomaly before", "anomaly after naming")
+TITLES = ("camera, hazards outlined", "overlay before", "overlay after naming", "anomaly before", "anomaly after naming")
 
 
 def _sheet(rows: list[list[np.ndarray]], prompts: list[str], counts: np.ndarray, width: int = 384, gap: int = 6) -> np.ndarray:

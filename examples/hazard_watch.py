@@ -1,4 +1,4 @@
-"""A consumer of the detector: says every new thing once, and what it stands in front of. Copy it and go on from here.
+"""A consumer of the detector: says every new thing once, where it stands and what it is taken for. Copy it and go on from here.
 
     python3 examples/hazard_watch.py                         # beside a running detector, in a shell with ROS 2
 
@@ -69,9 +69,11 @@ class HazardWatch(Node):
             self.said.add(thing["id"])
             # Boxes are in the camera image's pixels, the labels perhaps smaller (publish_resolution).
             left, top, width, height = (round(side * image.width / content["width"]) for side in thing["box"])
-            below = labels[top + height : top + height + 5, left : left + width]  # what it stands on, or in front of
-            ground = names[int(np.bincount(below.ravel()).argmax())] if below.size else "the image's edge"
-            self.get_logger().info(f"{thing['name']} ({thing['score']:.2f}), {width} x {height} pixels, above {ground}")
+            label = names[int(np.bincount(labels[top : top + height, left : left + width].ravel()).argmax())]
+            where = thing["ground"] or "the image's edge"
+            self.get_logger().info(
+                f"{thing['name']} ({thing['score']:.2f}), {width} x {height} pixels, on {where}, labelled {label}"
+            )
 
 
 def main() -> None:

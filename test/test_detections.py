@@ -58,6 +58,22 @@ def test_void_is_no_name_and_the_threshold_itself_is_not_above_it():
     assert find(labels, anomaly, threshold=0.75) == []
 
 
+def test_the_ground_is_what_is_known_right_below():
+    labels, anomaly = maps()
+    labels[20:], labels[:, 25:] = 1, 13  # sidewalk, with a car on the right
+    anomaly[10:20, 5:15] = 0.9
+    anomaly[10:20, 21:33] = 0.8  # most of it above the car
+    anomaly[38:, :4] = 0.7  # at the image's edge
+    assert [(found.score, found.ground) for found in find(labels, anomaly)] == [
+        (pytest.approx(0.8), "car"), (pytest.approx(0.9), "sidewalk"), (pytest.approx(0.7), ""),
+    ]  # fmt: skip
+    anomaly[20:30, :] = 0.6  # what lies below is unknown itself
+    (top, *_) = find(labels, anomaly)
+    assert top.ground == "car" and top.to_json_dict()["ground"] == "car"
+    labels[30:] = 255
+    assert find(labels, anomaly)[0].ground == ""
+
+
 def test_boxes_are_given_in_pixels_of_the_camera_image():
     labels, anomaly = maps()
     anomaly[10:20, 30:60] = 0.9

@@ -69,13 +69,15 @@ def test_the_example_of_a_consumer_says_what_comes_into_view(running, user, tmp_
         watching = subprocess.Popen([sys.executable, example], env=environment, stdout=stream, stderr=subprocess.STDOUT)
     try:
         street, deadline = image_files.read_rgb(STREET), time.monotonic() + 40
-        while "above" not in (tmp_path / "said").read_text() and time.monotonic() < deadline:
+        while "labelled" not in (tmp_path / "said").read_text() and time.monotonic() < deadline:
             answer(user, street)
     finally:
         watching.send_signal(signal.SIGINT)
         assert watching.wait(20) == 0
     said = (tmp_path / "said").read_text()
-    assert re.search(r"(tyre|cardboard box|unknown) \(0\.\d\d\), \d+ x \d+ pixels, above \w+", said), said + detector.log
+    assert re.search(r"(tyre|cardboard box|unknown) \(0\.\d\d\), \d+ x \d+ pixels, on [\w' ]+, labelled \w+", said), (
+        said + detector.log
+    )
     assert "Traceback" not in said
 
 

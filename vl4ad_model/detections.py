@@ -12,6 +12,8 @@ UNNAMED = "unknown"
 """What the part of an area that no hazard names is called."""
 MIN_AREA = 0.0005
 """Default of the smallest area, as a share of the image: 11 x 11 pixels at 640 x 360."""
+_BELOW = 0.01
+"""So much of the image's height below an area is its ground."""
 MAX_AREAS = 200
 """So many of an image are listed, the largest: noise has a hundred thousand, which nobody can use and a message hardly carry."""
 
@@ -28,6 +30,7 @@ class Detection:
             Of a tracked one, of its pixels in the last images.
         number: the same for the same thing in other images of this camera (`tracking.Tracker`); 0 = not tracked.
         images: in how many it was seen, this one included.
+        ground: name of the known class that most of what lies right below it has; "" where nothing known is, or the image ends.
     """
 
     box: tuple[float, float, float, float]
@@ -36,6 +39,7 @@ class Detection:
     shares: tuple[tuple[str, float], ...]
     number: int = 0
     images: int = 1
+    ground: str = ""
 
     @property
     def name(self) -> str:
@@ -51,6 +55,7 @@ class Detection:
             "score": round(self.score, 4),
             "box": [round(side, 2) for side in self.box],
             "pixels": self.pixels,
+            "ground": self.ground,
             "named": {name: round(share, 4) for name, share in self.shares},
         }
 
@@ -104,8 +109,11 @@ def find(
         named[:, alike] = 0
     down, right = (1.0, 1.0) if size is None else (size[0] / height, size[1] / width)
     found = []
+    band = max(2, round(height * _BELOW))
     for area, pixels in enumerate(sizes[kept].tolist()):
         (top, left), (bottom, end) = starts[:, area].tolist(), ends[:, area].tolist()
+        below = result.labels[bottom : bottom + band, left:end]
+        below = below[(inside[bottom : bottom + band, left:end] == 0) & (below < known)]
         order = np.argsort(-named[area], kind="stable")
         found.append(
             Detection(
@@ -113,6 +121,7 @@ def find(
                 max(1, round(pixels * right * down)),
                 float(sums[area] / pixels),
                 tuple((names[index], int(named[area, index]) / pixels) for index in order if named[area, index]),
+                ground=result.vocabulary.names[int(np.bincount(below).argmax())] if below.size else "",
             )
         )
     return found

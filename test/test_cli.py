@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from vl4ad_model import image_files
+from vl4ad_model import cli, image_files
 
 
 def vl4ad(*arguments, cwd, **environment):
@@ -203,26 +203,6 @@ def test_a_file_name_of_any_bytes_is_written_as_it_can_be(tmp_path, street):
     assert len(list((tmp_path / "out").glob("*_labels.png"))) == 1
 
 
-def test_results_go_into_what_is_open_already_and_through_links(tmp_path, street):
-    """A pipe or /dev/stdout is written to as it is, and never replaced by a file; a link stays one."""
-    Image.fromarray(street).save(tmp_path / "a.png")
-    options = ("segment", "a.png", "--engine", "torch", "--network-size", "96x160", "--json")
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub/real.json").write_text("old")
-    (tmp_path / "link.json").symlink_to("sub/real.json")
-    assert vl4ad(*options, "link.json", cwd=tmp_path).returncode == 0
-    assert (tmp_path / "link.json").is_symlink() and "a.png" in (tmp_path / "sub/real.json").read_text()
-    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
-    done = vl4ad(*options, "stdout", cwd=tmp_path)
-    assert done.returncode == 0 and (tmp_path / "stdout").is_symlink() and '"a.png"' in done.stdout
-    with (tmp_path / "all.txt").open("w") as stream:
-        command = [sys.executable, "-m", "vl4ad_model.cli", *options, "/dev/stdout"]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        assert subprocess.run(command, cwd=tmp_path, env=environment, stdout=stream, timeout=120).returncode == 0
-    said = (tmp_path / "all.txt").read_text()
-    assert '"a.png"' in said and "a.png: " in said, "beside what else is said there"
-
-
 def test_a_reader_that_goes_away_is_no_success(tmp_path):
     """As `vl4ad segment FOLDER | head -1` has it."""
     command = [
@@ -262,15 +242,16 @@ def test_models_are_listed_and_the_embedded_one_verifies(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_model_in_one_file_is_here(tmp_path):
-    folder = tmp_path / "cache/models/fcclip-r50"
+def test_a_model_in_one_file_is_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VL4AD_CACHE", str(tmp_path))
+    folder = tmp_path / "models/fcclip-r50"
     folder.mkdir(parents=True)
     names = ("clip.model.token_embedding.weight", "clip.model.visual.conv1.weight")
     save_file({name: torch.zeros(1) for name in names}, folder / "decoder.safetensors")
-    shown = vl4ad("models", "list", cwd=tmp_path, VL4AD_CACHE=str(tmp_path / "cache")).stdout
-    assert re.search(r"fcclip-r50 +. yes", shown), shown
-    checked = vl4ad("models", "verify", cwd=tmp_path, VL4AD_CACHE=str(tmp_path / "cache"))
-    assert checked.returncode == 2 and "fcclip-r50" in checked.stderr, "it is looked at, and is not whole"
+    assert cli.run(["models", "list"]) == 0
+    assert re.search(r"fcclip-r50 +. yes", shown := capsys.readouterr().out), shown
+    assert cli.run(["models", "verify"]) == 2
+    assert "fcclip-r50" in capsys.readouterr().err, "it is looked at, and is not whole"
 
 
 def test_the_network_benchmark_prints_every_stage(tmp_path):

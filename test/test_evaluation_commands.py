@@ -597,6 +597,24 @@ def test_edited_words_start_over_and_other_workers_or_strictness_do_not(tmp_path
     assert before != decides()
 
 
+def test_results_go_into_what_is_open_already_and_through_links(tmp_path, capfd):
+    """A pipe or /dev/stdout is written to as it is, and never replaced by a file; a link stays one."""
+    scores, labels = write_folders(tmp_path, small_frames(2))
+    command = ("evaluate", "scores", "--scores", scores, "--labels", labels, "--json")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub/real.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("sub/real.json")
+    assert vl4ad(capfd, *command, tmp_path / "link.json").code == 0
+    assert (tmp_path / "link.json").is_symlink() and "AuPRC" in json.loads((tmp_path / "sub/real.json").read_text())
+    done = vl4ad(capfd, *command, "/dev/stdout")  # a file here, in which other things are said too
+    assert done.code == 0 and '"AuPRC": ' in done.out and "─" in done.out
+    reading, writing = os.pipe()
+    with open(reading) as pipe:
+        assert vl4ad(capfd, *command, f"/dev/fd/{writing}").code == 0
+        os.close(writing)
+        assert "AuPRC" in json.loads(pipe.read())
+
+
 def test_workers_do_not_outlive_a_run_that_is_killed(tmp_path):
     program = tmp_path / "run.py"
     program.write_text(

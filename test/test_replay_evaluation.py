@@ -104,7 +104,7 @@ def test_a_replay_that_is_cut_short_is_no_result(tmp_path, whom, number, status,
             said_so_far.append(line)
             if line.startswith("playing"):
                 break
-        time.sleep(2)
+        time.sleep(0.5)
         children = Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()
         (detector,) = [int(pid) for pid in children if b"detector_node" in Path(f"/proc/{pid}/cmdline").read_bytes()]
         os.kill(detector if whom == "detector" else running.pid, number)
@@ -128,7 +128,7 @@ def test_at_a_rate_a_slow_detector_is_waited_for(tmp_path, capfd, monkeypatch):
     from vl4ad_ros import replay_evaluation
     from vl4ad_ros.detector_client import DetectorClient
 
-    with running_detector({"max_rate": 0.13}, connect=False) as (detector, user):
+    with running_detector({"max_rate": 0.18}, connect=False) as (detector, user):
         monkeypatch.setenv("ROS_DOMAIN_ID", str(user.domain))
         with DetectorClient(domain=user.domain, topics=(), node_name="vl4ad_detector"), pytest.raises(SystemExit) as ended:
             replay_evaluation.main([str(drive), "--attach"])

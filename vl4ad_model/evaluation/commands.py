@@ -171,9 +171,11 @@ def _evaluate(
 ) -> None:
     """Run, write, print; the exit status says whether the result is whole."""
     from vl4ad_model.evaluation.report import RESULTS
+    from vl4ad_model.image_files import is_stream
 
     _check_metrics(sources, settings)
-    result_file = json_file or (report / RESULTS if report else None)
+    file = None if json_file and is_stream(json_file) else json_file  # nothing can lie beside a pipe
+    result_file = file or (report / RESULTS if report else None)
     if json_file is not None:
         check_writable(json_file, folder=False)
     if report is not None:

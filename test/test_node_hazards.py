@@ -49,15 +49,15 @@ def test_no_two_things_of_a_process_have_the_same_id():
     settings = {"hazard_prompts": PROMPTS, "network_size": [192, 320]}
     street = image_files.read_rgb(STREET)
 
-    def ids(user):
-        message = answer(user, street)[outputs.HAZARDS]
+    def ids(user, second):
+        message = answer(user, street, second)[outputs.HAZARDS]
         return {thing["id"] for thing in message["hazards"]}
 
     with running_detector(settings, client={"topics": (outputs.HAZARDS,)}) as (_, user):
-        before = ids(user)
+        before = ids(user, 100)
         for transition in ("deactivate", "cleanup", "configure", "activate"):
             assert user.change_state(transition)
-        after = ids(user)
+        after = ids(user, 200)
         assert before and after and not before & after
 
 

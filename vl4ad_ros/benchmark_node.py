@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,6 +64,10 @@ def benchmark_node(
     from rich.console import Console
     from rich.table import Table
 
+    from vl4ad_model.evaluation.outputs import check_writable, write_json
+
+    if json_file:
+        check_writable(json_file, folder=False)
     result = measure_node(
         model=model,
         engine=engine,
@@ -90,7 +93,7 @@ def benchmark_node(
     table.add_row("processor time per image answered: sender and receiver", f"{result.own_cpu:.1f}")
     Console().print(table)
     if json_file:
-        json_file.write_text(json.dumps(asdict(result), indent=1), encoding="utf-8")
+        write_json(json_file, asdict(result))
 
 
 def measure_node(

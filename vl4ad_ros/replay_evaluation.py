@@ -137,7 +137,6 @@ def play(
         raise EvaluationError(f"{source.path}: no image has a label")
     replay = Replay()
     sent_at: dict[tuple[int, int], float] = {}
-    answered: set[tuple[int, int]] = set()
 
     def collect() -> int:
         """Move what came from the client to the replay; how many answers there are."""
@@ -147,7 +146,6 @@ def play(
             replay.latencies.append(score.when - sent_at[stamp])
             path = folder / f"{stamp[0]}.{stamp[1]:09}.npz"
             np.savez(path, scores=pixels(score.message), labels=pixels(label.message))
-            answered.add(stamp)
             replay.answers[stamp[0] * 10**9 + stamp[1]] = path
         return len(replay.latencies)
 
@@ -180,11 +178,12 @@ def play(
     if rate is not None:
         # The detector works on the newest image only, and answers in order: after the last one nothing comes.
         quiet, known = time.monotonic(), -1
+        last = max((sec * 10**9 + nanosec for sec, nanosec in sent_at), default=None)
         while True:
             if collect() > known:
                 known, quiet = len(replay.latencies), time.monotonic()
                 replay.seconds = quiet - began
-            if not sent_at or max(sent_at) in answered or time.monotonic() - quiet > timeout:
+            if last is None or last in replay.answers or time.monotonic() - quiet > timeout:
                 break
             check()
             time.sleep(0.02)
